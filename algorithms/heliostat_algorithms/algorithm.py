@@ -1,0 +1,128 @@
+"""The contract between an algorithm and the loop that trains it.
+
+An algorithm is a ``torch.nn.Module`` with four more duties: turn stored samples into what the network sees
+(``prepare``), compute the loss (``forward``), keep its other state in step (``after_step``), and show features to
+probes (``features``). The loop owns everything else: devices, workers, precision, optimiser, clock, checkpoints.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
+
+from torch import Tensor, nn
+
+from heliostat_algorithms.randomness import Random
+
+Batch: TypeAlias = Mapping[str, Tensor]
+"""This worker's rows of a global batch. Images: ``image`` (B, C, H, W) uint8; ``label`` (B,) int64 where the data has
+labels; ``index`` (B,) int64, the sample's position in the data set."""
+
+Inputs: TypeAlias = Mapping[str, Tensor]
+"""What ``prepare`` makes of a batch: views, masks, noise; all on the training device."""
+
+
+class OneOf:
+    """Marks a union of configs that are told apart by their ``type``: ``Annotated[ResNet18 | ResNet50, OneOf()]``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """What an algorithm may know of the data before it sees a batch."""
+
+    image_shape: tuple[int, int, int]
+    """(C, H, W) of a stored image."""
+    classes: int | None
+    """How many classes; None where the data has no labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clock:
+    """Where training stands; all that a schedule may depend on."""
+
+    step: int
+    """Optimiser steps done before this one, from 0."""
+    total_steps: int
+    steps_per_epoch: int
+    batch_size: int
+    """Samples in one step over all workers."""
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, with the fraction of the current one."""
+        return self.step / self.steps_per_epoch
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, from 0 at the first step to (total - 1) / total at the last."""
+        return self.step / self.total_steps
+
+
+@dataclass
+class Step:
+    """What one forward pass gives back.
+
+    ``loss`` is the mean over **this worker's** samples; workers hold equally many, so that the average over workers,
+    which is what data-parallel training differentiates, is the loss of the global batch. ``metrics`` are scalars
+    without gradient, averaged over workers in the same way.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that the optimiser treats alike."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    regularized: bool
+    """Whether weight decay and, for LARS, layer-wise adaptation apply."""
+
+
+class Algorithm(nn.Module, ABC):
+    """One paper. Subclasses hold a frozen dataclass ``Config`` and are built as ``cls(config, data)``."""
+
+    Config: ClassVar[type[Any]]
+
+    separable: ClassVar[bool] = False
+    """Whether the loss is a plain mean over samples, so that a batch may be split and its gradients summed. False for
+    losses that compare the samples of a batch and for networks with batch normalisation."""
+
+    def __init__(self, config: Any, data: DataSpec) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def prepare(self, batch: Batch, clock: Clock, random: Random) -> Inputs:
+        """Turn stored samples into the network's inputs. Runs in float32, without gradient, outside autocast."""
+
+    @abstractmethod
+    def forward(self, inputs: Inputs, clock: Clock) -> Step:
+        """The loss of this worker's rows. Runs under data parallelism and autocast."""
+
+    def after_step(self, clock: Clock) -> None:
+        """Update what the optimiser does not: teachers, queues, centres."""
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> (B, D): what probes judge. Called in evaluation mode, without gradient."""
+
+    def view_pair(self, batch: Batch, random: Random) -> tuple[Tensor, Tensor] | None:
+        """Features (B, D) of two random views of each sample, for alignment; None where the method has no views."""
+        return None
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """All trainable parameters, those of normalisation layers and all biases apart: they are not regularised."""
+        regularized: list[nn.Parameter] = []
+        free: list[nn.Parameter] = []
+        for parameter in self.trainable():
+            (regularized if parameter.ndim > 1 else free).append(parameter)
+        groups = [ParameterGroup("weights", regularized, True), ParameterGroup("bias_and_norm", free, False)]
+        return [group for group in groups if group.parameters]
+
+    def trainable(self) -> Iterator[nn.Parameter]:
+        """The parameters that the optimiser moves."""
+        return (parameter for parameter in self.parameters() if parameter.requires_grad)

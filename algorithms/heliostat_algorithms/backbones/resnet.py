@@ -1,0 +1,195 @@
+"""Deep Residual Learning for Image Recognition, He et al. 2015 (arXiv 1512.03385), without the classifier.
+
+Parameters are named as in the common torchvision state dict (``conv1``, ``bn1``, ``layer1.0.conv1``, ...,
+``layer2.0.downsample.0``), so that such weights load as they are once ``fc`` is left out. ResNet-50 strides in the
+3 x 3 convolution ("v1.5"), as torchvision and SimCLR do.
+
+SimCLR's official code differs in three details, for which exchangeable weights are worth more: the first block of each
+stage projects its shortcut even where the identity fits (first stage of ResNet-18 and -34), convolutions begin with
+variance 1 / fan-in, and the stem's pooling pads at the lower and right border only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions and a shortcut; figure 5, left."""
+
+    expansion: ClassVar[int] = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(in_channels, channels, stride)
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The normalisation before the sum."""
+        return self.bn2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, channels, H / stride, W / stride)."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return cast("Tensor", self.relu(y + (x if self.downsample is None else self.downsample(x))))
+
+
+class Bottleneck(nn.Module):
+    """1 x 1, 3 x 3 and 1 x 1 convolutions and a shortcut; figure 5, right."""
+
+    expansion: ClassVar[int] = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        out_channels = channels * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(in_channels, out_channels, stride)
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The normalisation before the sum."""
+        return self.bn3
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, 4 * channels, H / stride, W / stride)."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return cast("Tensor", self.relu(y + (x if self.downsample is None else self.downsample(x))))
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    """The projection of a shortcut whose shape changes (option B); None where the identity fits."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+
+
+Block: TypeAlias = type[BasicBlock] | type[Bottleneck]
+"""A kind of residual block."""
+
+
+class ResNet(nn.Module):
+    """Four stages of residual blocks, averaged over positions.
+
+    Args:
+        block: the kind of block.
+        depths: blocks in each stage.
+        stem: "imagenet": 7 x 7 stride 2 and max-pooling; "cifar": 3 x 3 stride 1, as in SimCLR's appendix B.9.
+        width: channels of the first stage, doubled in each further one.
+        channels: channels of the images.
+        zero_init_residual: each block begins as the identity.
+    """
+
+    def __init__(
+        self,
+        block: Block,
+        depths: tuple[int, int, int, int],
+        stem: Literal["imagenet", "cifar"],
+        width: int,
+        channels: int,
+        zero_init_residual: bool,
+    ) -> None:
+        super().__init__()
+        if stem == "imagenet":
+            self.conv1 = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
+            self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
+        else:
+            self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+            self.maxpool = nn.Identity()
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        stages = []
+        in_channels = width
+        for number, depth in enumerate(depths):
+            out = width * 2**number
+            blocks: list[nn.Module] = []
+            for position in range(depth):
+                blocks.append(block(in_channels, out, stride=2 if number > 0 and position == 0 else 1))
+                in_channels = out * block.expansion
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.feature_dim = in_channels
+        """D, the width of the features."""
+        self._initialise(zero_init_residual)
+
+    def _initialise(self, zero_init_residual: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
+                nn.init.zeros_(module.last_norm.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return torch.flatten(x, 2).mean(dim=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """What all ResNets let one choose."""
+
+    type: str
+    """Which network this is."""
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    """``cifar``: a 3 x 3 convolution without stride and no pooling, for images of 64 pixels or fewer."""
+    width: int = 64
+    """Channels of the first stage."""
+    zero_init_residual: bool = True
+    """Each block begins as the identity, as in SimCLR's code and Goyal et al. 2017; torchvision's default is false."""
+
+    block: ClassVar[Block]
+    depths: ClassVar[tuple[int, int, int, int]]
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"width is {self.width}; it must be at least 1 channel")
+
+    def build(self, channels: int) -> ResNet:
+        """The network for images of so many channels."""
+        return ResNet(self.block, self.depths, self.stem, self.width, channels, self.zero_init_residual)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet18(ResNetConfig):
+    """ResNet-18: 11.2 million parameters, features of width 512."""
+
+    type: Literal["resnet18"] = "resnet18"
+    block: ClassVar[Block] = BasicBlock
+    depths: ClassVar[tuple[int, int, int, int]] = (2, 2, 2, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet34(ResNetConfig):
+    """ResNet-34: 21.3 million parameters, features of width 512."""
+
+    type: Literal["resnet34"] = "resnet34"
+    block: ClassVar[Block] = BasicBlock
+    depths: ClassVar[tuple[int, int, int, int]] = (3, 4, 6, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet50(ResNetConfig):
+    """ResNet-50: 23.5 million parameters, features of width 2048."""
+
+    type: Literal["resnet50"] = "resnet50"
+    block: ClassVar[Block] = Bottleneck
+    depths: ClassVar[tuple[int, int, int, int]] = (3, 4, 6, 3)

@@ -1,0 +1,168 @@
+"""The contract of an evaluator: what it is given, what it gives back, and how accuracy is counted.
+
+Evaluators see features and labels only. Where the features came from, how many workers computed them and where the
+numbers go is the caller's business.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What an encoder made of a set of samples.
+
+    Rows stand in the order of the data set, whatever computed them: row i is the same sample for every
+    representation, so that evaluators that draw samples draw the same ones.
+
+    Raises:
+        ValueError: shapes or labels that do not fit together, or a value that is not finite.
+    """
+
+    values: Tensor
+    """(N, D) float32."""
+    labels: Tensor | None = None
+    """(N,) int64 in [0, classes); None where the data has no labels."""
+    classes: int | None = None
+    """How many classes the data has; also those that no row here belongs to."""
+    pairs: tuple[Tensor, Tensor] | None = None
+    """Features (M, D) of two random views of the same M samples, for alignment."""
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.values.numel() == 0:
+            raise ValueError(f"features must be a non-empty (N, D) matrix, not {tuple(self.values.shape)}")
+        for name, values in (("features", self.values), *(("view features", view) for view in self.pairs or ())):
+            broken = int((~torch.isfinite(values)).any(dim=-1).sum())
+            if broken:
+                raise ValueError(f"{name} are not finite in {broken} of {len(values)} rows: the encoder has diverged")
+        if self.pairs is not None and self.pairs[0].shape != self.pairs[1].shape:
+            first, second = (tuple(view.shape) for view in self.pairs)
+            raise ValueError(f"the two views' features must have one shape, not {first} and {second}")
+        if self.labels is None:
+            return
+        if self.classes is None or self.classes < 2:
+            raise ValueError(f"labelled features need classes of at least 2, not {self.classes}")
+        if self.labels.shape != self.values.shape[:1] or self.labels.dtype != torch.int64:
+            raise ValueError(
+                f"labels must be ({len(self.values)},) int64, not {tuple(self.labels.shape)} {self.labels.dtype}"
+            )
+        if int(self.labels.min()) < 0 or int(self.labels.max()) >= self.classes:
+            raise ValueError(
+                f"labels must lie in [0, {self.classes}), but span {int(self.labels.min())} to {int(self.labels.max())}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def labelled(self) -> tuple[Tensor, int]:
+        """Labels (N,) and the number of classes; ValueError where there are none."""
+        if self.labels is None or self.classes is None:
+            raise ValueError("these features have no labels; choose an evaluator that needs none")
+        return self.labels, self.classes
+
+    def to(self, device: torch.device | str) -> Features:
+        """The same features on another device; evaluators compute where the features are."""
+        labels = None if self.labels is None else self.labels.to(device)
+        pairs = None if self.pairs is None else (self.pairs[0].to(device), self.pairs[1].to(device))
+        return Features(self.values.to(device), labels, self.classes, pairs)
+
+
+def concatenate(parts: Sequence[Features]) -> Features:
+    """Join the rows of several parts, in their order. All parts have labels, or none; likewise pairs.
+
+    Raises:
+        ValueError: no part, or parts that do not fit together.
+    """
+    if not parts:
+        raise ValueError("there are no features to join: the data gave no batch")
+    labels = [part.labels for part in parts if part.labels is not None]
+    pairs = [part.pairs for part in parts if part.pairs is not None]
+    if len(labels) not in (0, len(parts)) or len(pairs) not in (0, len(parts)):
+        raise ValueError("either all parts have labels (or view pairs) or none has")
+    if len({(part.values.shape[-1], part.classes) for part in parts}) > 1:
+        raise ValueError("all parts must have the same feature dimension and the same classes")
+    return Features(
+        torch.cat([part.values for part in parts]),
+        torch.cat(labels) if labels else None,
+        parts[0].classes,
+        (torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs])) if pairs else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator(ABC):
+    """A way to judge a representation; the config and the method in one. Runs at the end of training, always."""
+
+    type: str
+    """Which evaluator this is."""
+    every_epochs: int | None = None
+    """Also run during training, after every so many epochs; None: only at the end."""
+    at: Literal["end"] = "end"
+    """Says that it runs at the end, which it always does; for job files that spell it out."""
+
+    needs_labels: ClassVar[bool]
+    """Whether train and test features must be labelled."""
+
+    def __post_init__(self) -> None:
+        if self.every_epochs is not None and self.every_epochs < 1:
+            raise ValueError(f"every_epochs must be at least 1, or null for the end only, not {self.every_epochs}")
+
+    @property
+    @abstractmethod
+    def higher_is_better(self) -> Mapping[str, bool]:
+        """For each metric that ranks representations, which direction is better. A metric that only describes (a chosen
+        strength, an interval) is absent."""
+
+    def check(self, samples: int, labels: Tensor | None, classes: int | None) -> None:
+        """Whether this evaluator can run on a training set of so many ``samples``; ``labels`` are theirs.
+
+        ``evaluate`` calls it. Call it before training, too: a probe should not fail after the last epoch.
+
+        Raises:
+            ValueError: says what is missing.
+        """
+        if self.needs_labels and (labels is None or classes is None):
+            raise ValueError(f"{self.type} needs labels, and the data has none")
+
+    @abstractmethod
+    def evaluate(self, train: Features, test: Features, seed: int) -> dict[str, float]:
+        """Metrics by name, without prefix; accuracies are shares in [0, 1]. The same arguments give the same numbers.
+
+        Raises:
+            ValueError: the features do not fit each other or the config.
+        """
+
+    def _require(self, train: Features, test: Features) -> None:
+        """What every ``evaluate`` checks first."""
+        self.check(len(train), train.labels, train.classes)
+        if train.values.shape[1] != test.values.shape[1]:
+            raise ValueError(
+                f"train and test features differ in dimension: {train.values.shape[1]} and {test.values.shape[1]}"
+            )
+        if self.needs_labels and test.classes != train.classes:
+            raise ValueError(f"train and test differ in classes: {train.classes} and {test.classes}")
+
+
+def ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """How many classes are ranked above the true one: scores (..., N, C), labels (N,) -> (..., N) int64.
+
+    Equal scores are ranked by class number, so that a constant score is no better than guessing. A NaN never counts as
+    below the true class: broken scores can only lose.
+    """
+    own = scores.gather(-1, labels.expand(scores.shape[:-1]).unsqueeze(-1))
+    later = torch.arange(scores.shape[-1], device=scores.device) >= labels.unsqueeze(-1)
+    below = (scores < own) | ((scores == own) & later)
+    return (~below).sum(dim=-1)
+
+
+def accuracies(ranks: Tensor, classes: int, prefix: str) -> dict[str, float]:
+    """``<prefix>_top1`` and, for more than five classes, ``<prefix>_top5`` from ranks (N,)."""
+    tops = (1, 5) if classes > 5 else (1,)
+    return {f"{prefix}_top{top}": float((ranks < top).double().mean()) for top in tops}

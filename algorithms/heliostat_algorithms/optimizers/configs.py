@@ -1,0 +1,128 @@
+"""Optimisers as a job file names them: a learning rate for a reference batch size, scaled to the actual one."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.optim import Optimizer
+
+from heliostat_algorithms.algorithm import ParameterGroup
+from heliostat_algorithms.optimizers.lars import LARS
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerBase(ABC):
+    """What all optimisers share: the learning rate and how it grows with the batch."""
+
+    type: str
+    """Which optimiser this is."""
+    learning_rate: float
+    """Peak learning rate at a batch of ``per`` samples."""
+    per: int | None = 256
+    """The batch size for which ``learning_rate`` is meant; null: it is used as it is, whatever the batch."""
+    scaling: Literal["linear", "sqrt"] = "linear"
+    """How the learning rate grows with batch_size / per. SimCLR's other rule, 0.075 * sqrt(B), is learning_rate 0.075,
+    per 1, scaling sqrt."""
+    weight_decay: float = 0.0
+    """For weights; biases and normalisation layers have none."""
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0 or math.isinf(self.learning_rate):
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0 and finite")
+        if self.per is not None and self.per < 1:
+            raise ValueError(f"per is {self.per}; it must be a batch size of at least 1, or null for no scaling")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay is {self.weight_decay}; it cannot be negative")
+        momentum = getattr(self, "momentum", 0.0)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum is {momentum}; it must be at least 0 and below 1")
+
+    def peak_learning_rate(self, batch_size: int) -> float:
+        """The learning rate for a global batch of this size, before the schedule."""
+        if self.per is None:
+            return self.learning_rate
+        ratio = batch_size / self.per
+        return self.learning_rate * (ratio if self.scaling == "linear" else math.sqrt(ratio))
+
+    @abstractmethod
+    def build(self, groups: list[ParameterGroup], batch_size: int) -> Optimizer:
+        """The optimiser of an algorithm's parameters, at the peak learning rate."""
+
+    def _groups(self, groups: list[ParameterGroup], **free: Any) -> list[dict[str, Any]]:
+        """Groups as torch takes them; those that are not regularised have no decay and the options ``free``."""
+        return [
+            {"name": group.name, "params": group.parameters}
+            | ({"weight_decay": self.weight_decay} if group.regularized else {"weight_decay": 0.0, **free})
+            for group in groups
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lars(OptimizerBase):
+    """LARS (You et al. 2017): each tensor's step is a share of its norm; for batches of thousands."""
+
+    type: Literal["lars"] = "lars"
+    momentum: float = 0.9
+    trust_coefficient: float = 0.001
+    """eta: the step's norm relative to the weight's, at learning rate 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.trust_coefficient > 0:
+            raise ValueError(f"trust_coefficient is {self.trust_coefficient}; it must be above 0")
+
+    def build(self, groups: list[ParameterGroup], batch_size: int) -> Optimizer:
+        return LARS(
+            self._groups(groups, adapt=False),
+            lr=self.peak_learning_rate(batch_size),
+            momentum=self.momentum,
+            trust_coefficient=self.trust_coefficient,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sgd(OptimizerBase):
+    """SGD with momentum; decay is part of the gradient."""
+
+    type: Literal["sgd"] = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+
+    def build(self, groups: list[ParameterGroup], batch_size: int) -> Optimizer:
+        return torch.optim.SGD(
+            self._groups(groups),
+            lr=self.peak_learning_rate(batch_size),
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            foreach=True,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(OptimizerBase):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
+
+    type: Literal["adamw"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {list(self.betas)}; both must be at least 0 and below 1")
+        if not self.eps > 0:
+            raise ValueError(f"eps is {self.eps}; it must be above 0")
+
+    def build(self, groups: list[ParameterGroup], batch_size: int) -> Optimizer:
+        return torch.optim.AdamW(
+            self._groups(groups), lr=self.peak_learning_rate(batch_size), betas=self.betas, eps=self.eps, foreach=True
+        )

@@ -1,0 +1,1 @@
+"""Representation learning: one file per paper."""
