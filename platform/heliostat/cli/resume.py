@@ -1,0 +1,41 @@
+"""``heliostat resume``: continue a run that was interrupted, killed or failed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+_FREE = ("resources", "tracking", "checkpoint")
+"""Sections that do not decide the trajectory, so a resumed run may change them."""
+
+
+def resume(
+    run: Annotated[str, typer.Argument(help="The run's folder, or its name below runs/.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to resources, tracking or checkpoint.", show_default=False)
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON, and nothing else.")] = False,
+) -> None:
+    """Continue a run from its newest checkpoint, exactly where an uninterrupted run would be."""
+    from heliostat.cli.display import Display
+    from heliostat.config.loading import parse
+    from heliostat.errors import InputError, Problem
+    from heliostat.training import launch
+    from heliostat.training.run_folder import RunFolder
+
+    folder = RunFolder.open(run)
+    if folder.about().get("status") == "finished":
+        raise InputError(Problem("this run has finished; there is nothing to continue", folder.storage.uri))
+    for change in overrides or []:
+        if change.split(".")[0] not in _FREE:
+            free = ", ".join(_FREE)
+            what = f"a resumed run keeps its job; only {free} may change. Start a new run for another experiment"
+            raise InputError(Problem(what, f"command line, '{change}'"))
+    text = folder.storage.read("job.yaml").decode()
+    job = parse(text, f"{folder.storage.uri}/job.yaml", overrides or [])
+    display = Display(quiet=json)
+    with display:
+        finished = launch.resume(folder, job, display)
+    display.finished(finished)
+    display.leave(finished)

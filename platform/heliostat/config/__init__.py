@@ -1,0 +1,1 @@
+"""The job file: typed models, loading with line numbers, overrides, checks."""

@@ -1,0 +1,128 @@
+"""From a job file and overrides to a typed job, or to all that is wrong with it at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from heliostat.config.document import Document, KeyPath
+from heliostat.config.job import Job
+from heliostat.errors import InputError, Problem, nearest
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of the job file, for editors that complete and check while one types."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Job.model_json_schema()}
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+    """Read and validate a job file.
+
+    Raises:
+        InputError: with every problem of form: file and line, what is wrong, and the nearest valid name.
+    """
+    path = Path(path).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        siblings = [entry.name for entry in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        hint = nearest(path.name, siblings) if siblings else ""
+        raise InputError(Problem(f"there is no such job file.{hint}", str(path))) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(Problem(f"the job file cannot be read: {error}", str(path))) from None
+    return parse(text, str(path), overrides)
+
+
+def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Job:
+    """As :func:`load`, from text."""
+    document = Document(text, name)
+    for assignment in overrides:
+        document.override(assignment)
+    try:
+        # JSON mode is pydantic's strict mode for data without tuples or enums: no string becomes a number.
+        return Job.model_validate_json(json.dumps(document.data), strict=True)
+    except ValidationError as error:
+        job_schema = Job.model_json_schema()
+        raise InputError([_problem(detail, document, job_schema) for detail in error.errors()]) from None
+
+
+def dump(job: Job, width: int = 120) -> str:
+    """The resolved job as YAML that :func:`load` takes back, in lines of about ``width`` characters."""
+    return yaml.safe_dump(job.resolved(), sort_keys=False, default_flow_style=None, width=width)
+
+
+def _problem(detail: ErrorDetails, document: Document, job_schema: dict[str, Any]) -> Problem:
+    path, parent = _follow(job_schema, detail["loc"])
+    key = ".".join(map(str, path))
+    context: dict[str, Any] = detail.get("ctx", {})
+    where = document.place(path)
+    match detail["type"]:
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            what = f"unknown key '{path[-1]}' in {'.'.join(map(str, path[:-1])) or 'the job'}."
+            what += nearest(str(path[-1]), parent.get("properties", {}))
+        case "union_tag_invalid":
+            tag_key = str(context["discriminator"]).strip("'")
+            valid = [tag.strip().strip("'") for tag in str(context["expected_tags"]).split(",")]
+            where = document.place((*path, tag_key))
+            what = f"{key}: unknown {tag_key} '{context['tag']}'.{nearest(str(context['tag']), valid)}"
+        case "union_tag_not_found":
+            tag_key = str(context["discriminator"]).strip("'")
+            what = f"{key} must say its {tag_key}.{nearest('', _tags(parent, path[-1] if path else ''))}"
+        case "missing" | "missing_argument":
+            what = f"'{path[-1]}' is missing in {'.'.join(map(str, path[:-1])) or 'the job'}"
+        case "value_error":
+            what = f"{key}: {context['error']}" if key else str(context["error"])
+        case _:
+            message = detail["msg"].removeprefix("Input should be ")
+            given = detail["input"]
+            shown = f", not {json.dumps(given, default=str)}" if not isinstance(given, dict | list) else ""
+            what = f"{key} must be {message}{shown}" if message != detail["msg"] else f"{key}: {message}{shown}"
+    return Problem(what, where)
+
+
+def _follow(job_schema: dict[str, Any], location: Sequence[str | int]) -> tuple[KeyPath, dict[str, Any]]:
+    """Walk pydantic's error location, which also names the chosen member of each union, through the schema.
+
+    Returns the path in the user's data, and the schema of the mapping that holds its last key.
+    """
+    definitions = job_schema.get("$defs", {})
+
+    def resolve(node: dict[str, Any]) -> dict[str, Any]:
+        while "$ref" in node:
+            node = definitions[node["$ref"].rsplit("/", 1)[-1]]
+        return node
+
+    path: list[str | int] = []
+    node, parent = resolve(job_schema), job_schema
+    for part in location:
+        variants = [resolve(variant) for variant in node.get("anyOf", [])]
+        mapping = node.get("discriminator", {}).get("mapping") or {}
+        for variant in variants:
+            mapping = mapping or variant.get("discriminator", {}).get("mapping") or {}
+        if part in mapping:  # the member of a tagged union: part of the location, not of the data
+            node = resolve({"$ref": mapping[part]})
+            continue
+        if isinstance(part, int):
+            items: Any = node.get("items") or next((v["items"] for v in variants if "items" in v), {})
+            node, parent = resolve(items if isinstance(items, dict) else {}), node
+        else:
+            if variants and not any("properties" in variant for variant in variants):
+                continue  # a member of an untagged union of plain types, such as int | tuple
+            holder = next((v for v in [node, *variants] if part in v.get("properties", {})), node)
+            node, parent = resolve(holder.get("properties", {}).get(part, {})), holder
+        path.append(part)
+    return tuple(path), parent
+
+
+def _tags(parent: dict[str, Any], key: str | int) -> list[str]:
+    node = parent.get("properties", {}).get(key, {}) if isinstance(key, str) else parent.get("items", {})
+    for variant in [node, *node.get("anyOf", [])]:
+        if "discriminator" in variant:
+            return list(variant["discriminator"]["mapping"])
+    return []

@@ -1,0 +1,42 @@
+"""Which algorithms there are, and how a union of their configs is told apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from heliostat_algorithms.algorithm import Algorithm, OneOf
+from heliostat_algorithms.representation.simclr import SimCLR
+
+ALGORITHMS: dict[str, type[Algorithm]] = {"simclr": SimCLR}
+"""The name in a job file (``algorithm: {type: ...}``) and the class that it builds."""
+
+
+def type_name(config: type[Any]) -> str:
+    """The value of ``type`` by which a job file names this config class."""
+    return str(next(field.default for field in dataclasses.fields(config) if field.name == "type"))
+
+
+def members(union: Any) -> dict[str, type[Any]]:
+    """Name -> config class, for a union of configs (or for a single one)."""
+    if get_origin(union) is Annotated:
+        union = get_args(union)[0]
+    variants = get_args(union) if get_origin(union) in (Union, types.UnionType) else (union,)
+    return {type_name(variant): variant for variant in variants}
+
+
+def _tagged_union(self: OneOf, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    """Pydantic's own ``Discriminator`` wants two members at least; a family of algorithms may begin with one."""
+    choices = {name: handler.generate_schema(config) for name, config in members(source).items()}
+    return core_schema.tagged_union_schema(choices, discriminator="type")
+
+
+# The marker lives in algorithms/, which knows no pydantic; its meaning for validation is given to it here.
+OneOf.__get_pydantic_core_schema__ = _tagged_union  # type: ignore[attr-defined]
+
+AlgorithmConfig: TypeAlias = Annotated[SimCLR.Config, OneOf()]
+"""Any algorithm's config, told apart by ``type``."""

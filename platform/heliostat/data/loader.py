@@ -1,0 +1,136 @@
+"""The deterministic loader: a step's batch is a function of (seed, step) alone, each worker takes its rows of it.
+
+There is no state to lose: a resumed run asks for the next step, a run with more workers cuts the same global batch into
+more parts, and any single step can be loaded again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from heliostat.data.images import ImageData
+from heliostat.errors import InputError
+from heliostat_algorithms.randomness import permutation
+
+
+class Loader:
+    """Batches of one data set for training.
+
+    Every epoch has its own random order, of which the remainder that fills no batch is left out.
+
+    Args:
+        batch_size: samples of the global batch, over all workers.
+        seed: of the run.
+        rank, world_size: of this worker, and how many there are.
+        device: where batches are put; from pinned memory and without waiting for CUDA devices.
+
+    Raises:
+        InputError: the batch is larger than the data, or cannot be shared equally by the workers.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must lie in 0 .. {world_size - 1}, not {rank}")
+        if batch_size < 1 or batch_size % world_size:
+            lower, upper = batch_size // world_size * world_size, -(-max(batch_size, 1) // world_size) * world_size
+            right = f"{lower} or {upper}" if lower > 0 else str(upper)
+            raise InputError(
+                f"batch_size {batch_size} is global and cannot be shared equally by {world_size} workers; {right} can"
+            )
+        if batch_size > len(data):
+            raise InputError(
+                f"batch_size {batch_size} is larger than {data.name}, which has {len(data)} samples; "
+                + (
+                    f"at most {len(data) // world_size * world_size} is possible"
+                    if len(data) >= world_size
+                    else f"it cannot even give each of the {world_size} workers one"
+                )
+            )
+        self.data, self.batch_size, self.seed, self.device = data, batch_size, seed, torch.device(device)
+        self._rows = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self._epoch: tuple[int, npt.NDArray[np.int64]] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the data."""
+        return len(self.data) // self.batch_size
+
+    @property
+    def dropped_per_epoch(self) -> int:
+        """Samples that an epoch leaves out because they fill no batch; other ones each time."""
+        return len(self.data) % self.batch_size
+
+    def rows(self) -> range:
+        """The global batch's rows that this worker holds: contiguous, and equally many for all."""
+        return self._rows
+
+    def indices(self, step: int) -> npt.NDArray[np.int64]:
+        """(batch_size,) samples of the step's global batch. Steps count from 0 over all epochs."""
+        if step < 0:
+            raise ValueError(f"steps count from 0, not {step}")
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            order = permutation(f"{self.seed}:order:{epoch}", len(self.data)).numpy()
+            order.flags.writeable = False
+            self._epoch = (epoch, order)
+        return self._epoch[1][position * self.batch_size : (position + 1) * self.batch_size]
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """This worker's B rows: ``image`` (B, C, H, W) uint8, ``index`` and, if any, ``label`` (B,) int64."""
+        return _gather(self.data, self.indices(step)[self._rows.start : self._rows.stop], self.device)
+
+
+def sequential(
+    data: ImageData,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+) -> Iterator[dict[str, Tensor]]:
+    """This worker's part of the data in order, for evaluation; over all workers every sample comes exactly once.
+
+    Parts are contiguous and differ by at most one sample; a part may be empty.
+
+    Args:
+        batch_size: samples at a time on **this** worker; the last batch may be smaller.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must lie in 0 .. {world_size - 1}, not {rank}")
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, not {batch_size}")
+    first, last = rank * len(data) // world_size, (rank + 1) * len(data) // world_size
+    for start in range(first, last, batch_size):
+        yield _gather(data, np.arange(start, min(start + batch_size, last)), torch.device(device))
+
+
+def _gather(data: ImageData, indices: npt.NDArray[np.int64], device: torch.device) -> dict[str, Tensor]:
+    """Copies the rows only: the arrays may be read-only views of shared memory, which torch cannot wrap itself."""
+    pinned = device.type == "cuda"
+
+    def rows(values: npt.NDArray[np.uint8] | npt.NDArray[np.int64], dtype: torch.dtype) -> Tensor:
+        out = torch.empty((len(indices), *values.shape[1:]), dtype=dtype, pin_memory=pinned)
+        # Any mode but "raise" writes into ``out`` without a buffer; all indices are in range.
+        np.take(values, indices, axis=0, out=out.numpy(), mode="clip")
+        return out.to(device, non_blocking=pinned)
+
+    batch = {"image": rows(data.images, torch.uint8)}
+    if data.labels is not None:
+        batch["label"] = rows(data.labels, torch.int64)
+    index = torch.tensor(indices)
+    batch["index"] = (index.pin_memory() if pinned else index).to(device, non_blocking=pinned)
+    return batch

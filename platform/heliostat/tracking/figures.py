@@ -1,0 +1,112 @@
+"""Pictures: curves of several runs, and what one run's representation is worth beside the baselines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from heliostat.tracking.comparison import Comparison, main_metrics
+from heliostat.tracking.metrics import cell
+
+# Okabe and Ito's colours, which people with any kind of colour vision tell apart, without yellow (too pale on white).
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+_DASHES = ("-", "--", ":", "-.")
+
+
+def draw_curves(comparison: Comparison, path: Path) -> list[str]:
+    """Write the curves of the main metrics, one panel each, all runs overlaid, as PNG; returns the metrics shown.
+
+    Without any curve nothing is written.
+    """
+    from matplotlib.figure import Figure
+
+    names = main_metrics(comparison)
+    if not names:
+        return []
+    columns = min(2, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(5.6 * columns, 3.4 * rows + 0.35 * len(comparison.runs)), layout="constrained", dpi=150)
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    lines: dict[str, tuple[Any, str]] = {}
+    for panel, name in zip(panels, names, strict=False):
+        for index, run in enumerate(comparison.runs):
+            points = [point for point in run.histories.get(name, ()) if math.isfinite(point[1])]
+            if not points:
+                continue
+            steps, values = zip(*points, strict=True)
+            (line,) = panel.plot(
+                steps,
+                values,
+                color=PALETTE[index % len(PALETTE)],
+                linestyle=_DASHES[index // len(PALETTE) % len(_DASHES)],
+                linewidth=1.6,
+                marker="o" if len(points) < 20 else None,
+                markersize=3,
+            )
+            lines.setdefault(run.id, (line, run.name))
+        panel.set_title(name, fontsize=10, loc="left", parse_math=False)
+        panel.set_xlabel("step", fontsize=9)
+        panel.tick_params(labelsize=8)
+        panel.grid(alpha=0.25, linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in list(figure.axes)[len(names) :]:
+        panel.set_visible(False)
+    handles, labels = zip(*lines.values(), strict=True)
+    legend = figure.legend(handles, labels, loc="outside lower left", fontsize=8, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name with dollars is a name
+    figure.savefig(path, format="png")
+    return names
+
+
+_SERIES = {"eval": "trained", "baseline/untrained": "untrained network", "baseline/pixels": "raw pixels"}
+_SERIES_COLORS = (PALETTE[0], PALETTE[5], "#9a9a9a")
+
+
+def draw_results(results: Mapping[str, float], title: str, path: Path) -> bool:
+    """Write the accuracies of a run beside those of its baselines, as bars with 95 % intervals, as PNG.
+
+    Returns whether there was an accuracy to show; without one nothing is written.
+    """
+    from matplotlib.figure import Figure
+
+    measures = [name.removeprefix("eval/") for name in results if name.startswith("eval/") and name.endswith("_top1")]
+    if not measures:
+        return False
+    figure = Figure(figsize=(max(5.2, 1.9 * len(measures) + 1.2), 3.6), layout="constrained", dpi=150)
+    panel = figure.subplots()
+    series = [prefix for prefix in _SERIES if f"{prefix}/{measures[0]}" in results]
+    width = 0.8 / len(series)
+    for number, prefix in enumerate(series):
+        cells = [cell(results, f"{prefix}/{measure}") for measure in measures]
+        heights = [100 * each.value if each else math.nan for each in cells]
+        errors = [100 * (each.interval or 0.0) if each else 0.0 for each in cells]
+        places = [index + (number - (len(series) - 1) / 2) * width for index in range(len(measures))]
+        color = _SERIES_COLORS[list(_SERIES).index(prefix)]
+        panel.bar(places, heights, 0.92 * width, label=_SERIES[prefix], color=color)
+        panel.errorbar(places, heights, errors, fmt="none", ecolor="#222222", elinewidth=1, capsize=2)
+        for place, height, error in zip(places, heights, errors, strict=True):
+            panel.text(place, height + error + 1.2, f"{height:.1f}", ha="center", fontsize=8)
+    panel.set_xticks(range(len(measures)), [_measure_title(measure) for measure in measures], fontsize=9)
+    panel.set_ylim(0, 112)
+    panel.set_yticks(range(0, 101, 20))
+    panel.set_ylabel("accuracy, %", fontsize=9)
+    panel.tick_params(axis="y", labelsize=8)
+    panel.grid(axis="y", alpha=0.25, linewidth=0.6)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.set_title(title, fontsize=10, loc="left", parse_math=False)
+    figure.legend(loc="outside lower left", ncols=len(series), fontsize=8, frameon=False)
+    figure.savefig(path, format="png")
+    return True
+
+
+def _measure_title(measure: str) -> str:
+    """``few_label_5_top1`` -> 5 labels per class; anything else as words."""
+    name = measure.removesuffix("_top1")
+    labels = name.removeprefix("few_label_")
+    if labels.isdigit():
+        return f"{labels} label{'s' if labels != '1' else ''} per class"
+    return {"knn": "nearest neighbours", "linear": "linear probe"}.get(name, name.replace("_", " "))

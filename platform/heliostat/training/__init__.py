@@ -1,0 +1,1 @@
+"""The training loop, the runtimes that carry it, and what a run leaves on disk."""

@@ -1,0 +1,403 @@
+"""The training loop: the only one, for every algorithm that learns from a data set, in every runtime.
+
+It is read top to bottom: build, restore, then per step prepare - forward - backward - update, and between steps what
+the job asks for: points of curves, evaluations, checkpoints. A step is a function of (job, step, weights): sample
+order, views and schedules come from the clock, so the loop needs no state beyond the checkpoint's to continue where it
+stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from heliostat.config.job import Job
+from heliostat.data.images import ImageData
+from heliostat.data.loader import Loader
+from heliostat.errors import InputError, Problem, RunError
+from heliostat.training.checkpoint import CheckpointError
+from heliostat.training.evaluation import Evaluation
+from heliostat.training.monitor import Outcome, Progress
+from heliostat.training.run_folder import RunFolder
+from heliostat.training.runtime import Runtime
+from heliostat.training.state import TrainingState
+from heliostat_algorithms.algorithm import Batch, Clock, Inputs, Step
+from heliostat_algorithms.collectives import mean_over_workers
+from heliostat_algorithms.randomness import Random
+
+_NEVER = 2**62
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """Decoded samples."""
+
+    train: ImageData
+    test: ImageData | None
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """One step's loss and metrics on this worker, with the rate they were made at."""
+
+    step: Step
+    learning_rate: float
+    gradient_norm: Tensor | None
+
+
+class TrainingLoop:
+    """Trains one job on one worker.
+
+    Args:
+        job: what to do.
+        data: the samples, shared by all workers of a node.
+        runtime: where this worker runs and whom it tells.
+        folder: the run's files.
+    """
+
+    def __init__(self, job: Job, data: Datasets, runtime: Runtime, folder: RunFolder) -> None:
+        self.job, self.runtime, self.folder = job, runtime, folder
+        self.checkpoints = folder.checkpoints(job.checkpoint.keep)
+        self.loader = Loader(
+            data.train,
+            batch_size=job.optimization.batch_size,
+            seed=job.seed,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            device=runtime.device,
+        )
+        self.total_steps = total_steps(job, self.loader.steps_per_epoch)
+        self.state = TrainingState(job, data.train.spec(), runtime.device, runtime.world_size)
+        self.module = self._parallel(self.state.algorithm)
+        self.evaluation = Evaluation(job, data.train, data.test, runtime)
+        self._first_bad = torch.tensor(_NEVER, device=runtime.device)
+        self._failed_saves = 0
+        self._mark = (time.perf_counter(), 0)  # when the last point of the curves was made, and after how many steps
+
+    def _parallel(self, algorithm: nn.Module) -> nn.Module:
+        if self.job.resources.compile:
+            for part in algorithm.children():
+                part.compile()  # in place: the names of parameters stay those of the paper's modules
+        if self.runtime.world_size == 1:
+            return algorithm
+        # Looking for unused parameters also keeps DDP from regrouping its buckets after the first step. With three
+        # workers or more the grouping decides the order of a sum, so a resumed run would differ from an uninterrupted
+        # one in the last bit.
+        return DistributedDataParallel(algorithm, broadcast_buffers=False, find_unused_parameters=True)
+
+    # One step
+
+    def clock(self, step: int) -> Clock:
+        """The time at which the step of this number (from 0) is made."""
+        return Clock(
+            step=step,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.loader.steps_per_epoch,
+            batch_size=self.job.optimization.batch_size,
+        )
+
+    def advance(self, step: int, *, measure: bool = False) -> Progressed:
+        """Make one optimiser step; ``measure`` also computes the gradient's norm."""
+        clock, state, optimization = self.clock(step), self.state, self.job.optimization
+        learning_rate = state.peak_learning_rate * optimization.schedule.multiplier(clock)
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate
+        state.algorithm.train()
+        state.optimizer.zero_grad(set_to_none=True)
+        parts = list(self._parts(step))
+        losses: list[Step] = []
+        for number, (batch, rows) in enumerate(parts):
+            random = Random(self.job.seed, step, rows, self.runtime.device)
+            with torch.no_grad():
+                inputs = self._formatted(state.algorithm.prepare(batch, clock, random))
+            last = number == len(parts) - 1
+            with nullcontext() if last else self._unsynchronised():
+                with self._autocast():
+                    made: Step = self.module(inputs, clock)
+                state.scaler.scale(made.loss / len(parts)).backward()  # type: ignore[no-untyped-call]
+            losses.append(Step(made.loss.detach(), {name: value.detach() for name, value in made.metrics.items()}))
+        gradient_norm = None
+        if measure or optimization.clip_gradient_norm is not None:
+            state.scaler.unscale_(state.optimizer)
+            gradients = [p.grad for p in state.algorithm.trainable() if p.grad is not None]
+            gradient_norm = nn.utils.get_total_norm(gradients, foreach=True)
+            if optimization.clip_gradient_norm is not None:
+                parameters = list(state.algorithm.trainable())
+                nn.utils.clip_grads_with_norm_(parameters, optimization.clip_gradient_norm, gradient_norm, foreach=True)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.algorithm.after_step(clock)
+        mean = _mean(losses)
+        bad = ~torch.isfinite(mean.loss)
+        self._first_bad = torch.where(bad, self._first_bad.clamp(max=step), self._first_bad)
+        return Progressed(mean, learning_rate, gradient_norm)
+
+    def _parts(self, step: int) -> Iterator[tuple[Batch, range]]:
+        """This worker's rows of the step, in as many equal parts as the job accumulates."""
+        batch, rows, parts = self.loader.batch(step), self.loader.rows(), self.job.optimization.accumulate
+        size = len(rows) // parts
+        for start in range(0, len(rows), size):
+            yield {name: value[start : start + size] for name, value in batch.items()}, rows[start : start + size]
+
+    def _formatted(self, inputs: Inputs) -> Inputs:
+        if not self.job.resources.channels_last:
+            return inputs
+        return {n: x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for n, x in inputs.items()}
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        dtype = _DTYPES.get(self.job.optimization.precision)
+        return nullcontext() if dtype is None else torch.autocast(self.runtime.device.type, dtype)
+
+    def _unsynchronised(self) -> AbstractContextManager[object]:
+        """Gradients of all parts but the last stay on the worker: their sum is reduced once."""
+        return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) else nullcontext()
+
+    # The run
+
+    def restore(self, at_most: int | None = None) -> int:
+        """Load the newest sound checkpoint (up to a step), and return the number of steps done; 0 if there is none."""
+        step = 0
+        for step in reversed([s for s in self.checkpoints.steps() if at_most is None or s <= at_most]):
+            try:
+                saved = self.checkpoints.load(step, self.runtime.device)
+            except InputError as error:
+                if self.runtime.rank == 0:
+                    self.runtime.notice(f"checkpoint of step {step} is passed over: {error}")
+                continue
+            self.state.load_state_dict(saved, self.checkpoints.uri(step))
+            break
+        else:
+            step = 0
+        if self.runtime.world_size > 1:
+            found = torch.tensor([step, -step], device=self.runtime.device)
+            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+            if found.sum() != 0:
+                where = self.folder.storage.uri
+                raise RunError(f"workers see different checkpoints in {where}: do all nodes share this folder?")
+        return step
+
+    def run(self) -> Outcome:
+        """Train to the end, or until somebody asks to stop or the loss is no longer finite."""
+        outcome = self._train()
+        if self.runtime.rank == 0:
+            self.runtime.conclude(outcome)
+        return outcome
+
+    def _train(self) -> Outcome:
+        self._announce()
+        start = self.restore()
+        if start == 0:
+            self._baselines()
+        elif self.runtime.rank == 0:
+            self.runtime.notice(f"continuing from the checkpoint of step {start}")
+        self._mark = (time.perf_counter(), start)
+        for step in range(start, self.total_steps):
+            outcome = self.turn(step)
+            if outcome is not None:
+                return outcome
+        return self._finish()
+
+    def _announce(self) -> None:
+        """Say what of the data is not used, and log it."""
+        if self.runtime.rank != 0:
+            return
+        data, dropped = self.loader.data, self.loader.dropped_per_epoch
+        if dropped:
+            self.runtime.notice(
+                f"{dropped} of {len(data)} samples fill no batch of {self.loader.batch_size} and are left out of each "
+                "epoch, other ones each time"
+            )
+        if data.corrupt:
+            named = "; ".join(f"{item.where}: {item.why}" for item in data.corrupt[:5])
+            more = f"; and {len(data.corrupt) - 5} more" if len(data.corrupt) > 5 else ""
+            self.runtime.notice(
+                f"{len(data.corrupt)} training images cannot be decoded and are left out: {named}{more}"
+            )
+        self.runtime.log({"data/dropped_per_epoch": dropped, "data/corrupt_images": len(data.corrupt)}, 0)
+
+    def turn(self, step: int) -> Outcome | None:
+        """Make a step and do what is due after it: points of curves, evaluations, a checkpoint. Returns why to end."""
+        done = step + 1
+        last = done == self.total_steps
+        report = done % self.job.tracking.every_steps == 0 or last or self._due(done)
+        made = self.advance(step, measure=report)
+        if not report:
+            return None
+        metrics, first_bad, stop = self._agree(made)
+        since, before = self._mark
+        samples = (done - before) * self.job.optimization.batch_size
+        metrics["perf/samples_per_second"] = samples / (time.perf_counter() - since)
+        self._show(done, metrics)
+        if first_bad < _NEVER:
+            return self._non_finite(first_bad)
+        if not last and self.evaluation.due(done, self.loader.steps_per_epoch):
+            self._evaluate(done, at_end=False)
+        if last or stop or self._due(done):
+            problem = self._save(done)
+            if last and problem:
+                return Outcome("failed", done, f"training ended, but {problem}")
+            if stop and not last:
+                return Outcome("interrupted", done, problem or "")
+        self._mark = (time.perf_counter(), done)
+        return None
+
+    def _finish(self) -> Outcome:
+        results = self._evaluate(self.total_steps, at_end=True)
+        if self.runtime.rank == 0:
+            storage = self.folder.storage
+            if storage.exists("baselines.json"):
+                results = {**storage.read_json("baselines.json"), **results}
+            try:
+                storage.write_json("results.json", results)
+            except OSError as error:
+                problem = (
+                    f"training ended and its last checkpoint is saved, but the results could not be written: {error}"
+                )
+                return Outcome("failed", self.total_steps, problem, results)
+            evaluated = {name: value for name, value in results.items() if name.startswith("eval/")}
+            uri = self.checkpoints.uri(self.total_steps)
+            self.runtime.link_checkpoint(self.folder.name, uri, self.total_steps, evaluated)
+        return Outcome("finished", self.total_steps, results=results)
+
+    def _due(self, done: int) -> bool:
+        """Whether the job wants a checkpoint or an evaluation after this many steps."""
+        checkpoint, steps_per_epoch = self.job.checkpoint, self.loader.steps_per_epoch
+        by_steps = checkpoint.every_steps is not None and done % checkpoint.every_steps == 0
+        by_epochs = checkpoint.every_epochs is not None and done % (checkpoint.every_epochs * steps_per_epoch) == 0
+        return by_steps or by_epochs or self.evaluation.due(done, steps_per_epoch)
+
+    def _agree(self, made: Progressed) -> tuple[dict[str, float], int, bool]:
+        """Average the metrics over workers, and settle together whether the loss went bad or a stop was asked for."""
+        values = {"loss": made.step.loss, **made.step.metrics}
+        means = mean_over_workers(torch.stack([value.double().mean() for value in values.values()]))
+        flags = torch.stack([-self._first_bad, torch.tensor(int(self.runtime.stop_requested())).to(self._first_bad)])
+        if self.runtime.world_size > 1:
+            torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+        metrics = {f"train/{name}": value for name, value in zip(values, means.tolist(), strict=True)}
+        metrics["train/learning_rate"] = made.learning_rate
+        if made.gradient_norm is not None:
+            metrics["train/gradient_norm"] = float(made.gradient_norm)
+        if self.state.scaler.is_enabled():  # it falls when a step was skipped because gradients overflowed
+            metrics["train/loss_scale"] = self.state.scaler.get_scale()
+        first_bad, stop = flags.tolist()
+        return metrics, -first_bad, bool(stop)
+
+    def _show(self, done: int, metrics: dict[str, float]) -> None:
+        if self.runtime.rank != 0:
+            return
+        metrics["train/epoch"] = done / self.loader.steps_per_epoch
+        self.runtime.log(metrics, done)
+        self.runtime.progress(
+            Progress(
+                step=done,
+                total_steps=self.total_steps,
+                epoch=metrics["train/epoch"],
+                loss=metrics["train/loss"],
+                samples_per_second=metrics["perf/samples_per_second"],
+            )
+        )
+
+    def _save(self, done: int) -> str | None:
+        """Save on rank 0; the others wait. Returns why it could not be saved, None if it was."""
+        problem = None
+        if self.runtime.rank == 0:
+            about = {
+                "run": self.folder.name,
+                "algorithm": self.job.algorithm.type,
+                "world_size": self.runtime.world_size,
+            }
+            try:
+                self.checkpoints.save(done, self.state.state_dict(), about)
+                self.runtime.checkpoint_saved()
+            except CheckpointError as error:
+                self._failed_saves += 1
+                problem = str(error)
+                self.runtime.notice(f"{problem}; training goes on from memory and saves again at the next checkpoint")
+                self.runtime.log({"checkpoint/failed_saves": float(self._failed_saves)}, done)
+        if self.runtime.world_size > 1:
+            torch.distributed.barrier()
+        return problem
+
+    # Judging
+
+    def _baselines(self) -> None:
+        if not self.job.evaluation:
+            return
+        results = self.evaluation.baselines(self.state.algorithm, self._activity(0))
+        if self.runtime.rank == 0:
+            self.runtime.log(results, 0)
+            self.folder.storage.write_json("baselines.json", results)
+
+    def _evaluate(self, done: int, *, at_end: bool) -> dict[str, float]:
+        results = self.evaluation.run(
+            self.state.algorithm, done, self.loader.steps_per_epoch, at_end, self._activity(done)
+        )
+        if self.runtime.rank == 0:
+            self.runtime.log(results, done)
+        return results
+
+    def _activity(self, done: int) -> Callable[[str], None]:
+        """How the evaluation tells what it is doing."""
+        epoch = done / self.loader.steps_per_epoch
+
+        def tell(activity: str) -> None:
+            if self.runtime.rank == 0:
+                self.runtime.progress(Progress(done, self.total_steps, epoch, activity))
+
+        return tell
+
+    def _non_finite(self, step: int) -> Outcome:
+        """Name the step, its samples and how to look at it again."""
+        samples = self.loader.indices(step).tolist()
+        name = f"non-finite-step-{step}.json"
+        if self.runtime.rank == 0:
+            self.folder.storage.write_json(
+                name, {"step": step, "epoch": step / self.loader.steps_per_epoch, "samples": samples}
+            )
+        shown = ", ".join(map(str, samples[:12])) + (f", ... ({len(samples)} in {name})" if len(samples) > 12 else "")
+        message = (
+            f"the loss was not finite at step {step}; its batch held the training samples {shown}. "
+            f"Look at that step again with: heliostat replay {self.folder.storage.uri} --step {step}"
+        )
+        return Outcome("failed", step, message)
+
+
+def total_steps(job: Job, steps_per_epoch: int) -> int:
+    """The training's length in optimiser steps."""
+    optimization = job.optimization
+    return optimization.steps if optimization.steps is not None else (optimization.epochs or 0) * steps_per_epoch
+
+
+def check_against_data(job: Job, data: Datasets) -> None:
+    """What can only be seen once the data is known: a loader for every worker count, and the schedule's length.
+
+    Raises:
+        InputError: the batch does not fit the data or the workers, or the warm-up outlasts the training.
+    """
+    for workers in job.resources.worker_range:
+        loader = Loader(
+            data.train,
+            batch_size=job.optimization.batch_size,
+            seed=0,
+            rank=0,
+            world_size=workers,
+            device=torch.device("cpu"),
+        )
+    problem = job.optimization.schedule.check(total_steps(job, loader.steps_per_epoch) / loader.steps_per_epoch)
+    if problem:
+        raise InputError(Problem(problem, "optimization.schedule"))
+
+
+def _mean(steps: list[Step]) -> Step:
+    """Parts of equal size, so their plain mean is the mean over the worker's rows."""
+    if len(steps) == 1:
+        return steps[0]
+    loss = torch.stack([step.loss for step in steps]).mean()
+    return Step(loss, {name: torch.stack([step.metrics[name] for step in steps]).mean() for name in steps[0].metrics})

@@ -1,0 +1,81 @@
+"""One step of a run, made again in this process. Possible because a step is a function of (job, step, weights)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from heliostat.errors import InputError, Problem
+from heliostat.training import launch
+from heliostat.training.loop import TrainingLoop
+from heliostat.training.run_folder import RunFolder
+from heliostat.training.runtime import SilentRuntime
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """One parameter's gradient."""
+
+    parameter: str
+    norm: float
+    finite: bool
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What was seen."""
+
+    step: int
+    start: int
+    """The checkpoint's step from which it was reached."""
+    samples: list[int]
+    """Training samples of the global batch, in order."""
+    metrics: dict[str, float]
+    gradients: list[Gradient]
+    """Those that are not finite first, then by falling norm."""
+    anomaly: str | None
+    """Which operation of the backward pass made the first NaN, as torch's anomaly detection tells."""
+
+    def as_data(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+def replay_step(folder: RunFolder, step: int) -> StepReport:
+    """Make a step again from the newest checkpoint at or before it.
+
+    Raises:
+        InputError: the run has no such step.
+    """
+    job = folder.job()
+    job = job.model_copy(update={"evaluation": ()})
+    data = launch.load(job)
+    loop = TrainingLoop(job, data, SilentRuntime(launch.device(job)), folder)
+    if not 0 <= step < loop.total_steps:
+        raise InputError(Problem(f"the run has steps 0 to {loop.total_steps - 1}, not {step}", "--step"))
+    start = loop.restore(at_most=step)
+    for earlier in range(start, step):
+        loop.advance(earlier)
+    anomaly = None
+    try:
+        with torch.autograd.set_detect_anomaly(True):
+            made = loop.advance(step, measure=True)
+    except RuntimeError as error:  # how anomaly detection reports; the step is made once more to have its numbers
+        anomaly = str(error)
+        loop.restore(at_most=step)
+        for earlier in range(start, step):
+            loop.advance(earlier)
+        made = loop.advance(step, measure=True)
+    metrics = {"loss": float(made.step.loss), "learning_rate": made.learning_rate}
+    metrics |= {name: float(value) for name, value in made.step.metrics.items()}
+    gradients = [
+        Gradient(name, float(parameter.grad.norm()), bool(torch.isfinite(parameter.grad).all()))
+        for name, parameter in loop.state.algorithm.named_parameters()
+        if parameter.grad is not None
+    ]
+    gradients.sort(key=lambda g: (g.finite, -g.norm if math.isfinite(g.norm) else 0.0))
+    return StepReport(step, start, loop.loader.indices(step).tolist(), metrics, gradients, anomaly)

@@ -1,0 +1,65 @@
+"""Everything that training changes, built from a job, saved and restored as one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from heliostat.config.job import Job
+from heliostat.config.registry import ALGORITHMS
+from heliostat.training.checkpoint import check_architecture
+from heliostat_algorithms.algorithm import Algorithm, DataSpec
+from heliostat_algorithms.backbones.batch_norm import synchronize_batch_norm
+from heliostat_algorithms.randomness import bits
+
+
+def build_algorithm(job: Job, data: DataSpec) -> Algorithm:
+    """The algorithm with its initial weights, which depend on the job's seed alone; torch's own generator is left as it
+    was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(bits(f"{job.seed}:weights", 0, 1).item()))
+        return ALGORITHMS[job.algorithm.type](job.algorithm, data)
+
+
+class TrainingState:
+    """Algorithm (with teachers and queues, which are its buffers), optimiser and loss scale.
+
+    Args:
+        job: the run's job.
+        data: shape and classes of the samples.
+        device: where training happens.
+        world_size: workers that share each batch; above 1, batch statistics are taken over all of them.
+    """
+
+    def __init__(self, job: Job, data: DataSpec, device: torch.device, world_size: int) -> None:
+        algorithm = build_algorithm(job, data)
+        if world_size > 1:
+            algorithm = synchronize_batch_norm(algorithm, device.type)
+        if job.resources.channels_last:
+            algorithm = algorithm.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.algorithm: Algorithm = algorithm.to(device)
+        optimization = job.optimization
+        self.optimizer = optimization.optimizer.build(algorithm.parameter_groups(), optimization.batch_size)
+        self.peak_learning_rate = optimization.optimizer.peak_learning_rate(optimization.batch_size)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=optimization.precision == "fp16")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain data only."""
+        return {
+            "algorithm": self.algorithm.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], where: str) -> None:
+        """Take over a checkpoint's state; ``where`` names it in errors.
+
+        Raises:
+            InputError: it is of another architecture.
+        """
+        check_architecture(self.algorithm.state_dict(), state["algorithm"], where)
+        self.algorithm.load_state_dict(state["algorithm"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
