@@ -1,0 +1,68 @@
+"""Runs a function of a test file on several workers that talk through gloo."""
+
+from __future__ import annotations
+
+import multiprocessing
+import runpy
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import torch
+import torch.distributed as dist
+
+Results: TypeAlias = list[dict[str, Any]]
+OnWorkers: TypeAlias = Callable[..., Results]
+
+SECONDS = 60
+"""A worker that waits longer for the others has hung."""
+
+
+def work(folder: str, world_size: int, rank: int, file: str, function: str, arguments: tuple[Any, ...]) -> None:
+    """One worker: join the others, call the function, leave what it returns in the folder."""
+    torch.set_num_threads(1)
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group(
+        "gloo", init_method=meeting, rank=rank, world_size=world_size, timeout=timedelta(seconds=SECONDS)
+    )
+    result = runpy.run_path(file)[function](*arguments)
+    torch.save(result, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def on_workers(tmp_path: Path) -> OnWorkers:
+    """``on_workers(function, world_size, *arguments)``: what a module's function returned, by rank."""
+    # A server that has torch loaded forks each worker: quicker than to start as many interpreters. Workers cannot
+    # import test modules by name, so they run this file and the test's by path.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "heliostat.training.loop"])
+
+    def run(function: Callable[..., dict[str, Any]], world_size: int, *arguments: Any) -> Results:
+        folder = tmp_path / f"{function.__name__}-{world_size}"
+        folder.mkdir()
+        jobs = [
+            (str(folder), world_size, rank, function.__code__.co_filename, function.__name__, arguments)
+            for rank in range(world_size)
+        ]
+        workers = [
+            context.Process(target=runpy.run_path, args=(__file__, {"JOB": job}, "__worker__"), daemon=True)
+            for job in jobs
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(2 * SECONDS)
+            worker.kill()
+        codes = [worker.exitcode for worker in workers]
+        assert codes == [0] * world_size, f"workers ended with {codes}; their errors stand in the captured output"
+        return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
+
+    return run
+
+
+if __name__ == "__worker__":
+    work(*JOB)  # type: ignore[name-defined]  # noqa: F821 - handed over by ``run`` above
