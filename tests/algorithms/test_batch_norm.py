@@ -84,7 +84,7 @@ def train_all() -> dict[str, Any]:
 
 
 def convert() -> dict[str, Any]:
-    network = nn.ModuleDict({"backbone": ResNet18(width=4).build(3), "head": ProjectionHead(32, 8, 4)})
+    network = nn.ModuleDict({"backbone": ResNet18(width=4).build(3, (32, 32)), "head": ProjectionHead(32, 8, 4)})
     network["head"].eval()
     before = {name: id(tensor) for name, tensor in [*network.named_parameters(), *network.named_buffers()]}
     converted = synchronize_batch_norm(network, "cpu")
@@ -156,7 +156,7 @@ def test_conversion_keeps_tensors_names_and_modes(on_workers: Any) -> None:
 
 
 def test_nothing_is_converted_in_one_process() -> None:
-    network = ResNet18(width=4).build(3)
+    network = ResNet18(width=4).build(3, (32, 32))
     assert synchronize_batch_norm(network, "cpu") is network
     assert type(network.bn1) is nn.BatchNorm2d
 

@@ -80,7 +80,7 @@ def reference(state: dict[str, Tensor], x: Tensor, kind: Any, stem: str) -> Tens
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_parameters_are_those_of_torchvision(kind: Any) -> None:
     with torch.device("meta"):
-        network = kind().build(3)
+        network = kind().build(3, (32, 32))
     assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[kind]
     assert {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()} == torchvision_shapes(kind)
     assert list(network.state_dict()) == list(torchvision_shapes(kind))
@@ -90,7 +90,7 @@ def test_parameters_are_those_of_torchvision(kind: Any) -> None:
 @pytest.mark.parametrize("stem", ["imagenet", "cifar"])
 def test_features_follow_the_paper(kind: Any, stem: Any) -> None:
     torch.manual_seed(1)
-    network = kind(width=4, stem=stem, zero_init_residual=False).build(2).double().eval()
+    network = kind(width=4, stem=stem, zero_init_residual=False).build(2, (32, 32)).double().eval()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.running_mean, module.running_var, module.weight, module.bias):
@@ -107,17 +107,17 @@ def test_features_follow_the_paper(kind: Any, stem: Any) -> None:
 
 def test_feature_widths_and_strides() -> None:
     with torch.device("meta"):
-        assert [kind().build(3).feature_dim for kind in CONFIGS] == [512, 512, 2048]
+        assert [kind().build(3, (32, 32)).feature_dim for kind in CONFIGS] == [512, 512, 2048]
         image = torch.empty(1, 3, 224, 224)
         for stem, sides in (("imagenet", [56, 28, 14, 7]), ("cifar", [224, 112, 56, 28])):
-            network = ResNet18(stem=stem).build(3)
+            network = ResNet18(stem=stem).build(3, (32, 32))
             x = network.maxpool(network.relu(network.bn1(network.conv1(image))))
             found = []
             for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
                 x = stage(x)
                 found.append(x.shape[-1])
             assert found == sides
-        cifar = ResNet18(stem="cifar").build(1)
+        cifar = ResNet18(stem="cifar").build(1, (32, 32))
         assert (cifar.conv1.kernel_size, cifar.conv1.stride, cifar.conv1.in_channels) == ((3, 3), (1, 1), 1)
         assert isinstance(cifar.maxpool, nn.Identity)
 
@@ -125,7 +125,7 @@ def test_feature_widths_and_strides() -> None:
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_initialisation(kind: Any) -> None:
     torch.manual_seed(0)
-    network = kind(width=16).build(3)
+    network = kind(width=16).build(3, (32, 32))
     last = "bn3" if kind is ResNet50 else "bn2"
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -136,7 +136,7 @@ def test_initialisation(kind: Any) -> None:
             gain = 0.0 if name.startswith("layer") and name.endswith(last) else 1.0
             assert torch.equal(module.weight, torch.full_like(module.weight, gain)), name
             assert not module.bias.any()
-    plain = kind(width=4, zero_init_residual=False).build(3)
+    plain = kind(width=4, zero_init_residual=False).build(3, (32, 32))
     assert all(bool((m.weight == 1).all()) for m in plain.modules() if isinstance(m, nn.BatchNorm2d))
 
 

@@ -1,0 +1,384 @@
+"""The Vision Transformer: An Image is Worth 16x16 Words, Dosovitskiy et al. 2020 (arXiv 2010.11929), without its head.
+
+An image is cut into patches; each becomes a token; a class token (CLS) joins them, and what the encoder makes of it is
+the feature. Options of later work: register tokens (2309.16588), LayerScale (2103.17239), stochastic depth
+(1603.09382), SwiGLU and a mask token as in DINOv2 (2304.07193), fixed positions and a frozen patch embedding as in
+MoCo v3 (2104.02057).
+
+Parameters are named as in timm, DINO and DINOv2 (``cls_token``, ``pos_embed``, ``patch_embed.proj``,
+``blocks.0.norm1``, ``blocks.0.attn.qkv``, ``blocks.0.attn.proj``, ``blocks.0.ls1.gamma``, ``blocks.0.mlp.fc1`` or
+``blocks.0.mlp.w12``, ``norm``, ``register_tokens``, ``mask_token``), so that such weights load as they are once the
+head is left out. Sin-cos positions are computed, not stored: leave ``pos_embed`` out of such weights too. Those of MAE
+and I-JEPA do not fit: they count columns in the first half of the width and rows in the second, MoCo v3 and this file
+the other way round.
+
+How the rest begins, in the papers' codes: CLS at 0 (ViT), 1e-6 (MoCo v3, DINOv2) or 0.02 (DINO, MAE), here 0; positions
+at 0.02 (all); registers at 1e-6 (all at 0, they would stay alike for ever); the mask token at 0; the patch embedding
+as torch has it (DINO, DINOv2), or with "xavier" like the linear map that it is (MoCo v3, MAE).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from heliostat_algorithms.backbones.drop_path import Kept, kept_rows
+from heliostat_algorithms.backbones.transformer import Block, Initialization, initialize
+
+
+class Tokens(NamedTuple):
+    """What the encoder makes of an image, after the final norm."""
+
+    cls: Tensor
+    """(B, D)."""
+    registers: Tensor
+    """(B, R, D)."""
+    patches: Tensor
+    """(B, N, D), row by row."""
+
+
+class PatchEmbedding(nn.Module):
+    """A linear map of each patch, as a convolution whose stride is its size (equation 1)."""
+
+    def __init__(self, channels: int, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, D), row by row."""
+        x: Tensor = self.proj(images)
+        return x.flatten(2).transpose(1, 2)
+
+
+class VisionTransformer(nn.Module):
+    """A Vision Transformer for images of so many channels and, unless ``position_grid`` says otherwise, positions for
+    images of this (height, width); those of other sizes are interpolated.
+
+    Raises:
+        ValueError: the patches do not divide the images.
+    """
+
+    def __init__(self, config: ViTConfig, channels: int, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        width = config.width
+        self.patch_size, self.depth, self.registers = config.patch_size, config.depth, config.registers
+        self.feature_dim = width
+        """D, the width of the features."""
+        self.branches = 2 * config.depth
+        """Residual branches: attention and MLP of each block in turn."""
+        self.interpolation_offset = config.interpolation_offset
+        self.position_grid = self.grid(image_size)
+        """Rows and columns of the positions."""
+        if config.position_grid is not None:
+            self.position_grid = (config.position_grid, config.position_grid)
+
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.fixed_positions = config.positions == "sincos"
+        if self.fixed_positions:
+            self.register_buffer("pos_embed", sincos_positions(self.position_grid, width), persistent=False)
+        else:
+            down, across = self.position_grid
+            self.pos_embed = nn.Parameter(torch.empty(1, 1 + down * across, width))
+        self.register_tokens = nn.Parameter(torch.empty(1, self.registers, width)) if self.registers else None
+        self.mask_token = nn.Parameter(torch.zeros(1, width)) if config.mask_token else None
+        self.patch_embed = PatchEmbedding(channels, config.patch_size, width)
+        hidden = int(width * config.mlp_ratio)
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, hidden, config.feed_forward, config.layer_scale, config.qkv_bias)
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self._initialize(config)
+
+    def _initialize(self, config: ViTConfig) -> None:
+        initialize(self, config.initialization)
+        if not self.fixed_positions:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.register_tokens is not None:
+            nn.init.normal_(self.register_tokens, std=1e-6)
+        patches = self.patch_embed.proj
+        if config.initialization == "xavier" or config.frozen_patch_embedding:
+            with torch.no_grad():
+                nn.init.xavier_uniform_(patches.weight.flatten(1))  # of the linear map that the convolution is
+            nn.init.zeros_(patches.bias)  # type: ignore[arg-type]
+        if config.frozen_patch_embedding:
+            self.patch_embed.requires_grad_(False)
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, D), the CLS token after the final norm; ``keep`` as in ``tokens``."""
+        features: Tensor = self.norm(self._encode(images, None, keep, outputs=1)[:, 0])
+        return features
+
+    def tokens(self, images: Tensor, *, masked: Tensor | None = None, keep: Tensor | None = None) -> Tokens:
+        """All tokens after the final norm.
+
+        Args:
+            images: (B, C, H, W) of any size that the patches divide.
+            masked: (B, N) bool: the patches that the mask token takes the place of, before positions are added.
+            keep: (B, branches) the factor of each residual branch for each sample, of ``draw_keep``; best on the CPU,
+                where branches that are left out are not computed. None: all branches.
+
+        Raises:
+            ValueError: the shapes do not fit, or there is no mask token.
+        """
+        x = self.norm(self._encode(images, masked, keep))
+        first = 1 + self.registers
+        return Tokens(x[:, 0], x[:, 1:first], x[:, first:])
+
+    def attention(self, images: Tensor) -> Tensor:
+        """(B, heads, h, w): how CLS weighs the patches in each head of the last block. The softmax is over all tokens,
+        so that the patches' weights sum to less than 1."""
+        x = self._embed(images, None)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        last = self.blocks[-1]
+        weights: Tensor = last.attn.weights(last.norm1(x), outputs=1)  # type: ignore[operator, union-attr]
+        grid = self.grid((images.shape[2], images.shape[3]))
+        return weights[:, :, 0, 1 + self.registers :].reshape(len(x), -1, *grid)
+
+    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """How many patches go down and across an image of this (height, width).
+
+        Raises:
+            ValueError: not a whole number.
+        """
+        wrong = []
+        for name, side in zip(("height", "width"), image_size, strict=True):
+            if side % self.patch_size or side < 1:
+                below = side // self.patch_size * self.patch_size
+                nearest = f"{below} or {below + self.patch_size}" if below > 0 else f"{self.patch_size}"
+                wrong.append(f"{name} {side} (the nearest that would do: {nearest})")
+        if wrong:
+            raise ValueError(f"patches of {self.patch_size} pixels do not divide images of {' and '.join(wrong)}")
+        return image_size[0] // self.patch_size, image_size[1] // self.patch_size
+
+    def depth_of(self, name: str) -> int:
+        """Where a parameter lies, for learning rates that decay from layer to layer: 0 for embeddings (patches,
+        positions, CLS, registers, mask token), i + 1 for block i, depth + 1 for the final norm.
+
+        Args:
+            name: as in ``named_parameters``.
+
+        Raises:
+            ValueError: there is no such parameter.
+        """
+        part, _, rest = name.partition(".")
+        number = rest.partition(".")[0]
+        if part == "blocks" and number.isdigit() and int(number) < self.depth:
+            return int(number) + 1
+        if part == "norm":
+            return self.depth + 1
+        if part in ("patch_embed", "pos_embed", "cls_token", "register_tokens", "mask_token"):
+            return 0
+        raise ValueError(f"a Vision Transformer has no parameter {name}")
+
+    def _encode(self, images: Tensor, masked: Tensor | None, keep: Tensor | None, outputs: int | None = None) -> Tensor:
+        """The tokens (B, 1 + R + N, D) after the last block, or the first ones alone (B, outputs, D)."""
+        x = self._embed(images, masked)
+        plan: list[Kept | None] = [None] * self.branches
+        if keep is not None:
+            if keep.shape != (len(x), self.branches):
+                expected = (len(x), self.branches)
+                raise ValueError(f"keep is {tuple(keep.shape)}; (samples, residual branches) are {expected}")
+            plan = kept_rows(keep, x)
+        for number, block in enumerate(self.blocks):
+            last = number == self.depth - 1
+            x = block(x, plan[2 * number], plan[2 * number + 1], outputs if last else None)
+        return x
+
+    def _embed(self, images: Tensor, masked: Tensor | None) -> Tensor:
+        """CLS, registers and patches (B, 1 + R + N, D), with positions but for registers."""
+        grid = self.grid((images.shape[2], images.shape[3]))
+        patches = self.patch_embed(images)
+        if masked is not None:
+            if self.mask_token is None:
+                raise ValueError("this network has no mask token; build it with mask_token=True")
+            if masked.shape != patches.shape[:2]:
+                raise ValueError(f"masked is {tuple(masked.shape)}; (samples, patches) are {tuple(patches.shape[:2])}")
+            patches = torch.where(masked.unsqueeze(2), self.mask_token.to(patches.dtype), patches)
+        positions = self._positions(grid)
+        patches = patches + positions[:, 1:]
+        parts = [(self.cls_token + positions[:, :1]).expand(len(patches), -1, -1), patches]
+        if self.register_tokens is not None:
+            parts.insert(1, self.register_tokens.expand(len(patches), -1, -1))
+        return torch.cat(parts, dim=1)
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """(1, 1 + N, D): those of CLS and of each patch of this grid."""
+        if grid == self.position_grid:
+            return self.pos_embed
+        if self.fixed_positions:
+            return sincos_positions(grid, self.feature_dim).to(self.pos_embed)
+        learned = self.pos_embed[0, 1:].view(*self.position_grid, -1)
+        patches = interpolate_positions(learned, grid, self.interpolation_offset).flatten(0, 1).unsqueeze(0)
+        return torch.cat([self.pos_embed[:, :1], patches.to(self.pos_embed.dtype)], dim=1)
+
+
+def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
+    """(1, 1 + N, D) float32, fixed: 0 for CLS; for the patch in row r and column c, with D / 4 frequencies
+    w_k = 10000^(-4 k / D), the sines of r w_k, their cosines, the sines of c w_k, and their cosines (MoCo v3)."""
+    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    down, across = (torch.arange(side, dtype=torch.float64)[:, None] * frequencies for side in grid)
+    rows = torch.cat([down.sin(), down.cos()], dim=1)[:, None].expand(-1, grid[1], -1)
+    columns = torch.cat([across.sin(), across.cos()], dim=1)[None].expand(grid[0], -1, -1)
+    patches = torch.cat([rows, columns], dim=2).flatten(0, 1)
+    return F.pad(patches, (0, 0, 1, 0)).unsqueeze(0).float()
+
+
+def interpolate_positions(positions: Tensor, grid: tuple[int, int], offset: float = 0.0) -> Tensor:
+    """Learned positions (h, w, D) for another grid (H, W, D): bicubic, without antialiasing.
+
+    ``torch.nn.functional.interpolate`` gives the same values. As two products with the matrices of the two axes the
+    gradient is also the same in every run on a GPU, where torch sums it in any order, and it is quicker there.
+
+    Args:
+        positions: those of the grid that was learned.
+        grid: the one that is wanted.
+        offset: added to the wanted size where the distance between samples is computed; see ``ViTConfig``.
+    """
+    with torch.autocast(positions.device.type, enabled=False):
+        x = positions.to(torch.promote_types(positions.dtype, torch.float32))
+        down, across = (_bicubic(x.shape[axis], grid[axis], offset).to(x) for axis in (0, 1))
+        return torch.einsum("Ww,Hwd->HWd", across, torch.einsum("Hh,hwd->Hwd", down, x))
+
+
+def _bicubic(old: int, new: int, offset: float) -> Tensor:
+    """(new, old) float64: the share of each old sample in each new one along one axis, from resampled unit vectors."""
+    units = torch.eye(old, dtype=torch.float64, device="cpu").view(1, old, old, 1)
+    if offset:
+        resampled = F.interpolate(units, scale_factor=((new + offset) / old, 1.0), mode="bicubic")
+    else:
+        resampled = F.interpolate(units, size=(new, 1), mode="bicubic")
+    return resampled[0, :, :, 0].T
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """What all Vision Transformers let one choose."""
+
+    type: str
+    """Which network this is."""
+    patch_size: int = 16
+    """Side of a patch in pixels; must divide the sides of all views. 4 for images of 32 pixels, 8 for 64 to 96."""
+    width: int
+    """D, the width of tokens and features; a multiple of ``heads``."""
+    depth: int
+    """Blocks."""
+    heads: int
+    """Attention heads in each block; MoCo v3 gives its ViT-S 12."""
+    mlp_ratio: float = 4.0
+    """Width inside the MLP over D."""
+    feed_forward: Literal["mlp", "swiglu"] = "mlp"
+    """``swiglu``: gated, with two thirds of the MLP's inner width, as in DINOv2's giant."""
+    registers: int = 0
+    """Tokens without a meaning of their own, which keep artefacts out of attention maps; 4 in 2309.16588."""
+    layer_scale: float | None = None
+    """Where LayerScale's factors start: 1e-5 in DINOv2, 0.1 to 1e-6 by depth in 2103.17239; null: without."""
+    qkv_bias: bool = True
+    """Whether queries, keys and values have a bias."""
+    positions: Literal["learned", "sincos"] = "learned"
+    """``sincos``: fixed sines and cosines, as in MoCo v3; the width must be a multiple of 4."""
+    frozen_patch_embedding: bool = False
+    """Leave the patch embedding at its random start, as MoCo v3 does against sudden dips of training."""
+    position_grid: int | None = None
+    """Learned positions on a square grid with this side, whatever the image size; 37 in DINOv2's public weights. null:
+    the grid of the images."""
+    interpolation_offset: float = 0.0
+    """Added to the grid of other image sizes when positions are interpolated, at least 0 and below 1. DINO's and
+    DINOv2's codes take 0.1 against rounding, which shifts the positions a little: needed with their weights."""
+    mask_token: bool = False
+    """A learned token in place of masked patches, for methods that mask."""
+    initialization: Initialization = "trunc-normal"
+    """How weights begin: ``trunc-normal`` as in DINO and DINOv2, ``xavier`` as in the ViT paper's code and MoCo v3."""
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
+        if not self.width * self.mlp_ratio >= 1:
+            raise ValueError(f"mlp_ratio is {self.mlp_ratio}; it must be above 0, and 1 / {self.width} at least")
+        if self.registers < 0:
+            raise ValueError(f"registers is {self.registers}; it must be at least 0")
+        if self.layer_scale is not None and not self.layer_scale > 0:
+            raise ValueError(f"layer_scale is {self.layer_scale}; it must be above 0, or null for none")
+        if self.positions == "sincos" and self.width % 4:
+            raise ValueError(f"sincos positions need a width that 4 divides, not {self.width}")
+        if self.position_grid is not None and self.position_grid < 1:
+            raise ValueError(f"position_grid is {self.position_grid}; it must be at least 1")
+        if not 0 <= self.interpolation_offset < 1:
+            raise ValueError(f"interpolation_offset is {self.interpolation_offset}; it must be at least 0 and below 1")
+
+    def build(self, channels: int, image_size: tuple[int, int]) -> VisionTransformer:
+        """The network for images of so many channels and, to begin with, this (height, width).
+
+        Raises:
+            ValueError: the patches do not divide the images.
+        """
+        return VisionTransformer(self, channels, image_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTTiny(ViTConfig):
+    """ViT-Ti: 5.5 million parameters with patches of 16, features of width 192."""
+
+    type: Literal["vit-tiny"] = "vit-tiny"
+    width: int = 192
+    depth: int = 12
+    heads: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTSmall(ViTConfig):
+    """ViT-S: 21.7 million parameters with patches of 16, features of width 384."""
+
+    type: Literal["vit-small"] = "vit-small"
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTBase(ViTConfig):
+    """ViT-B: 85.8 million parameters with patches of 16, features of width 768."""
+
+    type: Literal["vit-base"] = "vit-base"
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTLarge(ViTConfig):
+    """ViT-L: 303 million parameters with patches of 16, features of width 1024."""
+
+    type: Literal["vit-large"] = "vit-large"
+    width: int = 1024
+    depth: int = 24
+    heads: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTHuge(ViTConfig):
+    """ViT-H: 631 million parameters with patches of 16, features of width 1280."""
+
+    type: Literal["vit-huge"] = "vit-huge"
+    width: int = 1280
+    depth: int = 32
+    heads: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTGiant(ViTConfig):
+    """ViT-g of DINOv2: 1.1 billion parameters with patches of 14, features of width 1536."""
+
+    type: Literal["vit-giant"] = "vit-giant"
+    width: int = 1536
+    depth: int = 40
+    heads: int = 24
+    feed_forward: Literal["mlp", "swiglu"] = "swiglu"
