@@ -1,14 +1,18 @@
 """The contract between an algorithm and the loop that trains it.
 
 An algorithm is a ``torch.nn.Module`` with four more duties: turn stored samples into what the network sees
-(``prepare``), compute the loss (``forward``), keep its other state in step (``after_step``), and show features to
-probes (``features``). The loop owns everything else: devices, workers, precision, optimiser, clock, checkpoints.
+(``prepare``), compute the loss (``forward``), keep its other state in step (``before_step``, ``after_backward``,
+``after_step``), and show features to probes (``features``). The loop owns everything else: devices, workers,
+precision, optimiser, clock, checkpoints. In each step it calls, in this order,
+
+    before_step - prepare - forward - (backward) - after_backward - (clip, update) - after_step
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
@@ -16,12 +20,17 @@ from torch import Tensor, nn
 
 from heliostat_algorithms.randomness import Random
 
+COLLAPSED_SPREAD = 0.02
+"""``feature_std`` below which all samples look alike: a mean cosine similarity above 0.999 where the variance is spread
+evenly over the dimensions. Even an untrained network stays above it."""
+
 Batch: TypeAlias = Mapping[str, Tensor]
 """This worker's rows of a global batch. Images: ``image`` (B, C, H, W) uint8; ``label`` (B,) int64 where the data has
 labels; ``index`` (B,) int64, the sample's position in the data set."""
 
 Inputs: TypeAlias = Mapping[str, Tensor]
-"""What ``prepare`` makes of a batch: views, masks, noise; all on the training device."""
+"""What ``prepare`` makes of a batch: views, masks, noise; on the training device, but for what decides how much is
+computed (drop path), which stays on the CPU so that nobody waits for the device to know it."""
 
 
 class OneOf:
@@ -81,6 +90,8 @@ class ParameterGroup:
     parameters: list[nn.Parameter]
     regularized: bool
     """Whether weight decay and, for LARS, layer-wise adaptation apply."""
+    learning_rate_scale: float = 1.0
+    """Factor on the learning rate: layer-wise decay, slower patch embeddings."""
 
 
 class Algorithm(nn.Module, ABC):
@@ -95,6 +106,9 @@ class Algorithm(nn.Module, ABC):
     def __init__(self, config: Any, data: DataSpec) -> None:
         super().__init__()
 
+    def before_step(self, clock: Clock) -> None:
+        """Update what has to be in step before the forward pass: MoCo moves its key encoder here. Without gradient."""
+
     @abstractmethod
     def prepare(self, batch: Batch, clock: Clock, random: Random) -> Inputs:
         """Turn stored samples into the network's inputs. Runs in float32, without gradient, outside autocast."""
@@ -103,15 +117,59 @@ class Algorithm(nn.Module, ABC):
     def forward(self, inputs: Inputs, clock: Clock) -> Step:
         """The loss of this worker's rows. Runs under data parallelism and autocast."""
 
+    def after_backward(self, clock: Clock) -> None:
+        """Change gradients, which are averaged over workers by now, before they are clipped and used: DINO takes those
+        of its frozen last layer away."""
+
     def after_step(self, clock: Clock) -> None:
-        """Update what the optimiser does not: teachers, queues, centres."""
+        """Update what the optimiser does not: teachers, queues, centres. Without gradient."""
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> (B, D): what probes judge. Called in evaluation mode, without gradient."""
 
+    def other_features(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        """Networks that are judged beside ``features``, by name: the student beside the teacher, or the other way
+        round."""
+        return {}
+
     def view_pair(self, batch: Batch, random: Random) -> tuple[Tensor, Tensor] | None:
         """Features (B, D) of two random views of each sample, for alignment; None where the method has no views."""
+        return None
+
+    def class_scores(self, images: Tensor) -> Tensor | None:
+        """(B, C, H, W) uint8 -> (B, classes): scores of a method that classifies, the highest wins; None for others."""
+        return None
+
+    def attention_maps(self, images: Tensor) -> Tensor | None:
+        """(B, C, H, W) uint8 -> (B, heads, h, w): where each head of the last layer looks; None without attention."""
+        return None
+
+    def begin_from(self, other: Algorithm) -> None:
+        """Take over what a finished training of ``other`` learned. By default ``other`` is of the same kind and shape,
+        and everything is taken: heads, teachers and queues too.
+
+        Raises:
+            ValueError: this algorithm cannot begin from ``other``; says why.
+        """
+        if type(other) is not type(self):
+            raise ValueError(f"{type(self).__name__} continues a {type(self).__name__}, not a {type(other).__name__}")
+        try:
+            self.load_state_dict(other.state_dict())
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
+
+    def diagnose(self, metrics: Mapping[str, float]) -> str | None:
+        """What a step's metrics (``Step.metrics``, averaged over workers) say of a collapse: a sentence that names the
+        likely cause; None where they show none. Here by ``feature_std`` alone, which all methods give that have
+        features; see ``objectives.spread``."""
+        spread = metrics.get("feature_std", math.nan)
+        if spread < COLLAPSED_SPREAD:
+            return (
+                f"the features of all samples are nearly alike (feature_std {spread:.3g}, healthy above "
+                f"{COLLAPSED_SPREAD}); likely causes: a learning rate that is too high, too few negatives, or a "
+                "teacher that follows too quickly"
+            )
         return None
 
     def parameter_groups(self) -> list[ParameterGroup]:

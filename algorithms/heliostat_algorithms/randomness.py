@@ -69,6 +69,10 @@ class Random:
         """The same rows with stream names of their own, for a part that is used more than once in a step."""
         return Random(self.seed, self.step, self.rows, self.device, f"{self.scope}{scope}/")
 
+    def whole(self, batch_size: int) -> Random:
+        """The draws of all rows of a global batch of this size, for choices that weigh rows against one another."""
+        return Random(self.seed, self.step, range(batch_size), self.device, self.scope)
+
     def shared(self) -> Random:
         """One row that all workers draw alike, for choices that concern the whole batch."""
         return Random(self.seed, self.step, range(1), self.device, f"{self.scope}shared/")

@@ -26,6 +26,23 @@ def cosine_ramp(start: float, end: float, progress: float) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ramp:
+    """A number that moves from ``start`` to ``end`` over the whole training, a little in every step."""
+
+    start: float
+    """Value at the first step."""
+    end: float
+    """Value that is reached after the last step."""
+    shape: Literal["cosine", "linear"] = "cosine"
+    """Along half a cosine (BYOL, MoCo v3, DINO), or in a straight line (I-JEPA)."""
+
+    def at(self, clock: Clock) -> float:
+        """The value in a step."""
+        ramp = cosine_ramp if self.shape == "cosine" else linear_ramp
+        return ramp(self.start, self.end, clock.progress)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Schedule(ABC):
     """What all schedules share: the warm-up."""
 

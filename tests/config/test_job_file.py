@@ -38,17 +38,17 @@ def problems(*overrides: str, text: str = SMALL) -> list[str]:
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_every_job_file_is_valid_and_begins_with_its_command(path: Path) -> None:
-    job = load(path)
+    stages = load(path)
     first, second = path.read_text().splitlines()[:2]
     assert first.startswith(f"# heliostat run jobs/{path.relative_to(path.parents[1])}")
     assert second.startswith("# ")
-    assert job.name == path.stem
+    assert all(stage.job.name == f"{path.stem}{stage.name and '-'}{stage.name}" for stage in stages)
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_a_resolved_job_loads_as_the_same_job(path: Path) -> None:
-    job = load(path)
-    assert parse(dump(job), "resolved.yaml") == job
+    for stage in load(path):
+        assert parse(dump(stage.job), "resolved.yaml") == stage.job
 
 
 def test_the_design_s_example_is_valid() -> None:
@@ -170,8 +170,12 @@ def test_the_schema_accepts_the_job_files_and_refuses_mistakes() -> None:
     validator = jsonschema.Draft202012Validator(schema())
     validator.check_schema(schema())
     for path in JOBS:
-        validator.validate(load(path).resolved())
+        for stage in load(path):
+            validator.validate(stage.job.resolved())
         validator.validate(_as_editor_sees(path.read_text()))
+    staged = {"name": "x", "stages": {"pretrain": {"optimization": {"epochs": 3}}, "again": None}}
+    validator.validate(staged)
+    assert not validator.is_valid({**staged, "stages": {"pretrain": {"optimisation": {}}}})
     for wrong in ("batch_sise: 3", "batch_size: many", "precision: fp9"):
         document = _as_editor_sees(SMALL + f"  {wrong}\n")
         assert not validator.is_valid(document), wrong

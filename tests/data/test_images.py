@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from heliostat.data import ImageData
+from heliostat.data.images import fraction_of
 from heliostat.errors import InputError
 
 
@@ -80,3 +81,34 @@ def test_package_has_no_other_names():
 
     with pytest.raises(AttributeError, match="no attribute 'loaders'"):
         _ = heliostat.data.loaders
+
+
+def numbered(per_class: list[int]) -> ImageData:
+    """Images that are all different, class after class."""
+    labels = np.repeat(np.arange(len(per_class)), per_class)
+    images = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)
+    return ImageData(images=images, labels=labels, classes=tuple("abc"), name="numbered")
+
+
+def test_a_fraction_takes_the_same_share_of_each_class_and_at_least_one():
+    data = numbered([100, 50, 3])
+    part = fraction_of(data, 0.1, seed=0)
+    assert np.bincount(part.labels).tolist() == [10, 5, 1]
+    assert (np.diff(part.images.ravel().astype(int)) > 0).all()  # in their order
+    assert (data.labels[part.images.ravel()] == part.labels).all()
+    assert part.name == "numbered (0.1 of it)"
+    assert part.fingerprint != data.fingerprint
+
+
+def test_a_fraction_depends_on_the_seed_and_is_part_of_a_larger_one():
+    data = numbered([100, 50, 3])
+    small, large, other = (set(fraction_of(data, f, s).images.ravel()) for f, s in ((0.1, 0), (0.3, 0), (0.1, 1)))
+    assert small < large
+    assert small != other
+    assert fraction_of(data, 1.0, 0) is data
+
+
+def test_a_fraction_without_labels():
+    part = fraction_of(make(count=6), 0.5, seed=0)
+    assert len(part) == 3
+    assert part.labels is None

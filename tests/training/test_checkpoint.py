@@ -59,7 +59,7 @@ def test_a_write_that_did_not_end_is_never_seen_and_is_cleaned_up(store: Checkpo
     assert store.storage.folders("checkpoints") == ["step-00000005", "step-00000009"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
 def test_a_damaged_file_is_refused(store: CheckpointStore, tmp_path: Path, damage: str) -> None:
     store.save(5, state(1.0), {})
     file = tmp_path / "run/checkpoints/step-00000005/state.pt"
@@ -69,7 +69,9 @@ def test_a_damaged_file_is_refused(store: CheckpointStore, tmp_path: Path, damag
     else:
         content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(InputError, match="damaged"):
+    if damage == "gone":
+        file.unlink()
+    with pytest.raises(InputError, match=r"damaged|missing"):
         store.load(5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +25,7 @@ from heliostat.training.monitor import Outcome
 from heliostat.training.replay import replay_step
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import SilentRuntime
-from heliostat_algorithms.algorithm import Algorithm, Batch, Clock, DataSpec, Inputs, Step
+from heliostat_algorithms.algorithm import Algorithm, Batch, Clock, DataSpec, Inputs, ParameterGroup, Step
 from heliostat_algorithms.randomness import Random
 from heliostat_algorithms.representation.simclr import SimCLR
 
@@ -101,6 +102,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tiny: MakeJob) -> None:
     assert "checkpoint of step 8 is passed over" in runtime.notices[0]
     assert runtime.notices[1] == "continuing from the checkpoint of step 4"
     assert_same(whole.state.algorithm.state_dict(), again.state.algorithm.state_dict())
+    assert_same(again.checkpoints.load(8)["algorithm"], whole.state.algorithm.state_dict())  # and it was mended
 
 
 def test_the_loss_falls(tiny: MakeJob) -> None:
@@ -158,6 +160,21 @@ def test_clipping_bounds_the_step(tiny: MakeJob) -> None:
     assert float(moves.norm()) == pytest.approx(limit, rel=1e-3)
 
 
+def test_clipping_per_parameter_bounds_each_by_itself(tiny: MakeJob) -> None:
+    options = ("optimization.optimizer={type: sgd, learning_rate: 1.0, per: null, momentum: 0.0}",
+               "optimization.schedule={type: constant}")  # fmt: skip
+    free = make(tiny(*options))
+    free.advance(0)
+    norms = {name: float(p.grad.norm()) for name, p in free.state.algorithm.named_parameters() if p.grad is not None}
+    limit = sorted(norms.values())[len(norms) // 2]
+    clipped = make(tiny(*options, f"optimization.clip_gradient_norm={limit}", "optimization.clip_per=parameter"))
+    reported = clipped.advance(0).gradient_norm
+    assert float(reported) == pytest.approx(sum(n**2 for n in norms.values()) ** 0.5, rel=1e-5)  # type: ignore[arg-type]
+    for name, parameter in clipped.state.algorithm.named_parameters():
+        assert parameter.grad is not None
+        assert float(parameter.grad.norm()) == pytest.approx(min(limit, norms[name]), rel=1e-4), name
+
+
 class Line(Algorithm):
     """A regression whose loss is a mean over samples; in float64, so that sums in another order agree."""
 
@@ -194,6 +211,93 @@ def line(tiny: MakeJob, monkeypatch: pytest.MonkeyPatch) -> MakeJob:
         return line_job.model_validate({**dict(tiny(*overrides)), "algorithm": Line.Config()})
 
     return make_line
+
+
+def test_the_hooks_come_in_their_order(line: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def spy(name: str, inside: Callable[[Line], object] = lambda self: None) -> None:
+        method = getattr(Line, name)
+
+        def told(self: Line, *arguments: Any) -> Any:
+            inside(self)
+            assert torch.is_grad_enabled() == (name in ("forward", "after_backward"))
+            seen.append(name)
+            return method(self, *arguments)
+
+        monkeypatch.setattr(Line, name, told)
+
+    def gradient_is_there(self: Line) -> None:
+        assert self.linear.weight.grad is not None
+        self.linear.weight.grad.zero_()
+        self.linear.bias.grad = None
+
+    for name in ("before_step", "prepare", "forward", "after_step"):
+        spy(name)
+    spy("after_backward", gradient_is_there)
+    training = make(line("optimization.optimizer={type: sgd, learning_rate: 1.0, momentum: 0}"))
+    before = {name: value.clone() for name, value in training.state.algorithm.state_dict().items()}
+    training.advance(5)
+    assert seen == ["before_step", "prepare", "forward", "after_backward", "after_step"]
+    assert_same(training.state.algorithm.state_dict(), before)  # gradients taken away are not used
+
+
+def test_learning_rate_scales_and_moving_decay_reach_the_optimiser(
+    line: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def groups(self: Line) -> list[ParameterGroup]:
+        return [
+            ParameterGroup("weight", [self.linear.weight], True, 0.25),
+            ParameterGroup("bias", [self.linear.bias], False),
+        ]
+
+    monkeypatch.setattr(Line, "parameter_groups", groups)
+    optimizer = "{type: adamw, learning_rate: 0.01, per: null, weight_decay: 0.04, final_weight_decay: 0.4}"
+    training = make(line(f"optimization.optimizer={optimizer}", "optimization.schedule={type: constant}"))
+    for step in (0, 6, 11):
+        training.advance(step)
+        weight, bias = training.state.optimizer.param_groups
+        assert (weight["lr"], bias["lr"]) == (0.0025, 0.01)
+        moved = 0.4 + (0.04 - 0.4) * (1 + math.cos(math.pi * step / 12)) / 2
+        assert weight["weight_decay"] == pytest.approx(moved, rel=1e-12)
+        assert bias["weight_decay"] == 0.0
+
+
+def collapse(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
+    """SimCLR that reports features without spread after these steps."""
+    forward = SimCLR.forward
+
+    def flat(self: SimCLR, inputs: Inputs, clock: Clock) -> Step:
+        made = forward(self, inputs, clock)
+        value = 1e-3 if clock.step + 1 in steps else 0.5
+        return Step(made.loss, {**made.metrics, "feature_std": torch.tensor(value)})
+
+    monkeypatch.setattr(SimCLR, "forward", flat)
+
+
+def test_a_collapse_is_told_once_and_training_goes_on(tiny: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    collapse(monkeypatch, range(2, 13))
+    runtime = Recorder()
+    assert make(tiny(), runtime).run().status == "finished"
+    assert len(runtime.notices) == 1
+    assert "has collapsed: the features of all samples are nearly alike (feature_std 0.001" in runtime.notices[0]
+
+
+def test_a_lasting_collapse_stops_the_run_that_asks_for_it(tiny: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = ("optimization.stop_on_collapse=true", "optimization.steps=40")
+    collapse(monkeypatch, range(5, 40))
+    whole = make(tiny(*stop))
+    outcome = whole.run()
+    assert (outcome.status, outcome.step) == ("failed", 14)
+    assert outcome.message.startswith("stopped, because the representation has collapsed")
+    interrupted = make(tiny(*stop), Recorder(stop_after=8), RunFolder(f"{whole.folder.storage.uri}-again"))
+    assert interrupted.run().status == "interrupted"
+    assert make(tiny(*stop), None, interrupted.folder).run().step == 14  # the count is part of the state
+
+
+def test_a_collapse_that_passes_stops_nothing(tiny: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    collapse(monkeypatch, range(2, 11))  # nine points
+    assert make(tiny("optimization.stop_on_collapse=true")).run().status == "finished"
 
 
 def test_accumulation_is_exact_where_the_loss_is_a_mean(line: MakeJob) -> None:
@@ -270,10 +374,10 @@ def test_replay_gives_the_loss_that_was_logged_at_any_step(tiny: MakeJob) -> Non
 def fail_saves(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     save = CheckpointStore.save
 
-    def full(self: CheckpointStore, step: int, state: Any, about: Any) -> None:
+    def full(self: CheckpointStore, step: int, state: Any, about: Any, *, replace: bool = False) -> None:
         if step in steps:
             raise CheckpointError(f"the checkpoint of step {step} could not be written: No space left on device")
-        save(self, step, state, about)
+        save(self, step, state, about, replace=replace)
 
     monkeypatch.setattr(CheckpointStore, "save", full)
 

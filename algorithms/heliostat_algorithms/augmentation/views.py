@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from heliostat_algorithms.augmentation.blocks import blocks
@@ -61,6 +62,18 @@ class ViewAugmentation:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1.")
 
+    def output_size(self, stored: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of a view of images of the ``stored`` (height, width)."""
+        return stored if self.size is None else (self.size, self.size)
+
+    def whole(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> the whole images at the size of the views, in [0, 1]: what probes are shown."""
+        x = images.to(torch.float32) / 255
+        size = self.output_size((images.shape[2], images.shape[3]))
+        if x.shape[2:] == size:
+            return x
+        return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+
     def __call__(self, images: Tensor, random: Random) -> Tensor:
         """One random view of each image.
 
@@ -77,7 +90,7 @@ class ViewAugmentation:
         """
         _check(images, random)
         _, channels, H, W = images.shape
-        height, width = (H, W) if self.size is None else (self.size, self.size)
+        height, width = self.output_size((H, W))
         draws = Random(random.seed, random.step, random.rows, "cpu", random.scope)
         boxes = crop_boxes(draws, H, W, self.crop_area, self.crop_aspect)
         flip = draws.bernoulli("flip", self.flip)

@@ -18,14 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from heliostat_algorithms.algorithm import COLLAPSED_SPREAD
 from heliostat_algorithms.evaluation.evaluator import Evaluator, Features
 from heliostat_algorithms.randomness import permutation
 
 RANK_EPSILON = 1e-7
 """RankMe's epsilon for float32 features."""
-COMPLETE = 0.02
-"""``feature_std`` below which all samples look alike: a mean cosine similarity above 0.999 where the variance is spread
-evenly over the dimensions."""
 DIMENSIONAL = 0.03
 """``rank_share`` below which most dimensions carry nothing."""
 
@@ -110,10 +108,10 @@ def diagnose(metrics: Mapping[str, float]) -> str | None:
     The thresholds are deliberately low: a healthy encoder, and even an untrained one, stays above them.
     """
     spread, rank, share = (metrics[name] for name in ("feature_std", "rankme", "rank_share"))
-    if spread < COMPLETE:
+    if spread < COLLAPSED_SPREAD:
         return (
             f"The representation has collapsed: all samples have nearly the same features (feature_std {spread:.3g}, "
-            f"healthy above {COMPLETE}). Likely causes: a learning rate that is too high, a teacher without "
+            f"healthy above {COLLAPSED_SPREAD}). Likely causes: a learning rate that is too high, a teacher without "
             "stop-gradient or with too low a momentum, centring or sharpening switched off, or too few negatives."
         )
     if share < DIMENSIONAL:

@@ -34,6 +34,8 @@ class Features:
     """How many classes the data has; also those that no row here belongs to."""
     pairs: tuple[Tensor, Tensor] | None = None
     """Features (M, D) of two random views of the same M samples, for alignment."""
+    scores: Tensor | None = None
+    """(N, classes) float32 class scores, where the method itself classifies."""
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.values.numel() == 0:
@@ -45,6 +47,10 @@ class Features:
         if self.pairs is not None and self.pairs[0].shape != self.pairs[1].shape:
             first, second = (tuple(view.shape) for view in self.pairs)
             raise ValueError(f"the two views' features must have one shape, not {first} and {second}")
+        if self.scores is not None and self.scores.shape != (len(self.values), self.classes):
+            raise ValueError(
+                f"class scores must be ({len(self.values)}, {self.classes}), not {tuple(self.scores.shape)}"
+            )
         if self.labels is None:
             return
         if self.classes is None or self.classes < 2:
@@ -71,7 +77,8 @@ class Features:
         """The same features on another device; evaluators compute where the features are."""
         labels = None if self.labels is None else self.labels.to(device)
         pairs = None if self.pairs is None else (self.pairs[0].to(device), self.pairs[1].to(device))
-        return Features(self.values.to(device), labels, self.classes, pairs)
+        scores = None if self.scores is None else self.scores.to(device)
+        return Features(self.values.to(device), labels, self.classes, pairs, scores)
 
 
 def concatenate(parts: Sequence[Features]) -> Features:
@@ -84,8 +91,9 @@ def concatenate(parts: Sequence[Features]) -> Features:
         raise ValueError("there are no features to join: the data gave no batch")
     labels = [part.labels for part in parts if part.labels is not None]
     pairs = [part.pairs for part in parts if part.pairs is not None]
-    if len(labels) not in (0, len(parts)) or len(pairs) not in (0, len(parts)):
-        raise ValueError("either all parts have labels (or view pairs) or none has")
+    scores = [part.scores for part in parts if part.scores is not None]
+    if any(len(found) not in (0, len(parts)) for found in (labels, pairs, scores)):
+        raise ValueError("either all parts have labels (or view pairs, or class scores) or none has")
     if len({(part.values.shape[-1], part.classes) for part in parts}) > 1:
         raise ValueError("all parts must have the same feature dimension and the same classes")
     return Features(
@@ -93,6 +101,7 @@ def concatenate(parts: Sequence[Features]) -> Features:
         torch.cat(labels) if labels else None,
         parts[0].classes,
         (torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs])) if pairs else None,
+        torch.cat(scores) if scores else None,
     )
 
 
@@ -109,6 +118,8 @@ class Evaluator(ABC):
 
     needs_labels: ClassVar[bool]
     """Whether train and test features must be labelled."""
+    needs_scores: ClassVar[bool] = False
+    """Whether the method itself must classify."""
 
     def __post_init__(self) -> None:
         if self.every_epochs is not None and self.every_epochs < 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,11 +21,13 @@ def extract(
     batches: Iterable[Batch],
     *,
     classes: int | None = None,
+    network: Callable[[Tensor], Tensor] | None = None,
     pair_seed: int | None = None,
     first_row: int = 0,
     device: torch.device | str | None = None,
 ) -> Features:
-    """Run ``algorithm.features`` over some batches, in evaluation mode and float32, and collect the rows on the CPU.
+    """Run ``algorithm.features`` over some batches, in evaluation mode and float32, and collect the rows on the CPU,
+    with the algorithm's class scores where it has them.
 
     The modes of all modules are as before afterwards. Workers that share a set each take a contiguous part; their
     features, joined in order by ``concatenate``, are those that one worker would compute.
@@ -34,6 +36,7 @@ def extract(
         algorithm: the network.
         batches: ``image`` (B, C, H, W) uint8 and, where there are labels, ``label`` (B,) int64.
         classes: how many classes; None leaves labels out.
+        network: in place of ``algorithm.features``: one of its ``other_features``, which come without scores.
         pair_seed: where given, also features of two views of each sample, drawn with this seed, for methods that have
             views.
         first_row: the place of the first sample in the whole set; views depend on a sample's place.
@@ -53,12 +56,14 @@ def extract(
                 on_device = {name: values.to(device) for name, values in batch.items()}
                 random = Random(pair_seed, EVALUATION_STEP, range(row, row + len(images)), device)
                 pairs = algorithm.view_pair(on_device, random)
+            scores = algorithm.class_scores(images) if network is None and classes is not None else None
             parts.append(
                 Features(
-                    _collected(algorithm.features(images)),
+                    _collected((network or algorithm.features)(images)),
                     _labels(batch, classes),
                     classes,
                     None if pairs is None else (_collected(pairs[0]), _collected(pairs[1])),
+                    None if scores is None else _collected(scores),
                 )
             )
             row += len(images)

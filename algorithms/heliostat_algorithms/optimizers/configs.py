@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch.optim import Optimizer
 
-from heliostat_algorithms.algorithm import ParameterGroup
+from heliostat_algorithms.algorithm import Clock, ParameterGroup
 from heliostat_algorithms.optimizers.lars import LARS
+from heliostat_algorithms.schedules import cosine_ramp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,9 @@ class OptimizerBase(ABC):
     per 1, scaling sqrt."""
     weight_decay: float = 0.0
     """For weights; biases and normalisation layers have none."""
+    final_weight_decay: float | None = None
+    """Where set, weight decay moves along half a cosine from ``weight_decay`` to this over the training: DINO and
+    I-JEPA, 0.04 to 0.4."""
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0 or math.isinf(self.learning_rate):
@@ -37,6 +41,8 @@ class OptimizerBase(ABC):
             raise ValueError(f"per is {self.per}; it must be a batch size of at least 1, or null for no scaling")
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay is {self.weight_decay}; it cannot be negative")
+        if self.final_weight_decay is not None and not self.final_weight_decay >= 0:
+            raise ValueError(f"final_weight_decay is {self.final_weight_decay}; it cannot be negative")
         momentum = getattr(self, "momentum", 0.0)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum is {momentum}; it must be at least 0 and below 1")
@@ -48,6 +54,19 @@ class OptimizerBase(ABC):
         ratio = batch_size / self.per
         return self.learning_rate * (ratio if self.scaling == "linear" else math.sqrt(ratio))
 
+    def adjust(self, optimizer: Optimizer, clock: Clock, learning_rate: float) -> None:
+        """Set what changes from step to step in an optimiser that ``build`` made: learning rates, weight decay.
+
+        Args:
+            learning_rate: the peak learning rate times the schedule's factor at this step.
+        """
+        decay = self.weight_decay
+        if self.final_weight_decay is not None:
+            decay = cosine_ramp(decay, self.final_weight_decay, clock.progress)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * group["learning_rate_scale"]
+            group["weight_decay"] = decay if group["regularized"] else 0.0
+
     @abstractmethod
     def build(self, groups: list[ParameterGroup], batch_size: int) -> Optimizer:
         """The optimiser of an algorithm's parameters, at the peak learning rate."""
@@ -55,8 +74,14 @@ class OptimizerBase(ABC):
     def _groups(self, groups: list[ParameterGroup], **free: Any) -> list[dict[str, Any]]:
         """Groups as torch takes them; those that are not regularised have no decay and the options ``free``."""
         return [
-            {"name": group.name, "params": group.parameters}
-            | ({"weight_decay": self.weight_decay} if group.regularized else {"weight_decay": 0.0, **free})
+            {
+                "name": group.name,
+                "params": group.parameters,
+                "learning_rate_scale": group.learning_rate_scale,
+                "regularized": group.regularized,
+                "weight_decay": self.weight_decay if group.regularized else 0.0,
+                **({} if group.regularized else free),
+            }
             for group in groups
         ]
 

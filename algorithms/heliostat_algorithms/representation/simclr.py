@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from heliostat_algorithms.algorithm import Algorithm, Batch, Clock, DataSpec, Inputs, Step
@@ -56,7 +55,8 @@ class SimCLR(Algorithm):
     def __init__(self, config: Config, data: DataSpec) -> None:
         super().__init__(config, data)
         self.config = config
-        self.backbone = config.backbone.build(data.image_shape[0])
+        channels, *stored = data.image_shape
+        self.backbone = config.backbone.build(channels, config.augmentation.output_size((stored[0], stored[1])))
         dim = self.backbone.feature_dim
         hidden = config.projection_hidden or dim
         self.projection = ProjectionHead(dim, hidden, config.projection_dim, config.projection_layers)
@@ -78,11 +78,7 @@ class SimCLR(Algorithm):
 
     def features(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> h (B, D), of the whole image at the size of the views."""
-        x = images.to(torch.float32) / 255
-        size = self.config.augmentation.size
-        if size is not None and x.shape[2:] != (size, size):
-            x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
-        h: Tensor = self.backbone(x)
+        h: Tensor = self.backbone(self.config.augmentation.whole(images))
         return h
 
     def view_pair(self, batch: Batch, random: Random) -> tuple[Tensor, Tensor]:

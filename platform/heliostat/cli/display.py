@@ -50,7 +50,7 @@ class Display:
         self.console = Console(quiet=quiet, highlight=False)
         self._bar: Progress | None = None
         self._notices = 0
-        self._last_line, self._last_activity = 0.0, ""
+        self._last_line, self._last = 0.0, ("", -1)
         self._began = time.monotonic()
 
     def job(self, job: Job) -> None:
@@ -101,16 +101,23 @@ class Display:
                 total=progress.total_steps,
                 numbers=_numbers(progress),
             )
-        elif progress.activity != self._last_activity or time.monotonic() - self._last_line > _PLAIN_SECONDS:
-            self._last_line, self._last_activity = time.monotonic(), progress.activity
+        elif self._worth_a_line(progress):
+            self._last_line, self._last = time.monotonic(), (progress.activity, progress.step)
             share = progress.step / progress.total_steps
             where = f"step {progress.step}/{progress.total_steps} ({share:.0%})"
             self.console.print(f"{progress.activity}: {where} {_numbers(progress)}".rstrip())
 
-    def finished(self, finished: Finished) -> None:
-        """How the run ended, and what can be done next."""
+    def _worth_a_line(self, progress: RunProgress) -> bool:
+        """In a log: every new activity, and news of an old one now and then; no news once a minute."""
+        activity, step = self._last
+        pause = _PLAIN_SECONDS if progress.step != step else 6 * _PLAIN_SECONDS
+        return progress.activity != activity or time.monotonic() - self._last_line > pause
+
+    def finished(self, finished: Finished, resume: str | None = None) -> None:
+        """How the run ended, and what can be done next; ``resume`` names what is resumed in place of the run: the chain
+        that it is a stage of."""
         if self._quiet:
-            print(json.dumps(_as_data(finished), indent=2))
+            print(json.dumps(as_data(finished), indent=2))
             return
         outcome, run = finished.outcome, finished.folder
         where = _relative(run.storage.uri)
@@ -122,7 +129,7 @@ class Display:
         elif outcome.status == "interrupted":
             saved = outcome.message or f"checkpoint of step {outcome.step} saved"
             self.console.print(f"[bold yellow]interrupted[/]: {saved}. Continue with:")
-            self.console.print(f"  {_program()} resume {where}", soft_wrap=True)
+            self.console.print(f"  {_program()} resume {_relative(resume) if resume else where}", soft_wrap=True)
         else:
             self.console.print(Text.assemble(("failed: ", "bold red"), outcome.message), soft_wrap=True)
         uri = display_uri(finished.tracking_uri)
@@ -161,7 +168,8 @@ def _program() -> str:
     return _relative(str(called.absolute()))
 
 
-def _as_data(finished: Finished) -> dict[str, Any]:
+def as_data(finished: Finished) -> dict[str, Any]:
+    """The end of a run for JSON."""
     return {
         "run": finished.folder.name,
         "folder": finished.folder.storage.uri,

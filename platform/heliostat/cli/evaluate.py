@@ -41,6 +41,7 @@ def evaluate(
     text = folder.storage.read("job.yaml").decode()
     job = parse(text, f"{folder.storage.uri}/job.yaml", overrides or [])
     source = RunFolder.open(weights) if weights else folder
+    job = launch.settled(job)
     launch.require(launch.check(job))
     data = launch.load(job)
     step, results = evaluate_checkpoint(

@@ -11,7 +11,9 @@ _FREE = ("resources", "tracking", "checkpoint")
 
 
 def resume(
-    run: Annotated[str, typer.Argument(help="The run's folder, or its name below runs/.", show_default=False)],
+    run: Annotated[
+        str, typer.Argument(help="The folder of a run or of a chain of stages, or its name.", show_default=False)
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes to resources, tracking or checkpoint.", show_default=False)
     ] = None,
@@ -19,11 +21,20 @@ def resume(
 ) -> None:
     """Continue a run from its newest checkpoint, exactly where an uninterrupted run would be."""
     from heliostat.cli.display import Display
+    from heliostat.cli.run import run_chain
     from heliostat.config.loading import parse
     from heliostat.errors import InputError, Problem
     from heliostat.training import launch
     from heliostat.training.run_folder import RunFolder
+    from heliostat.training.stages import Chain
 
+    chain = Chain.open(run)
+    if chain is not None:
+        if overrides:
+            what = "the stages of a chain keep their jobs; resume the stage's own run to change its resources"
+            raise InputError(Problem(what, f"command line, '{overrides[0]}'"))
+        run_chain(chain, json=json)
+        return
     folder = RunFolder.open(run)
     if folder.about().get("status") == "finished":
         raise InputError(Problem("this run has finished; there is nothing to continue", folder.storage.uri))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from heliostat.config.loading import Stage
+    from heliostat.training.stages import Chain
 
 
 def run(
@@ -16,25 +20,86 @@ def run(
     name: Annotated[
         str | None, typer.Option(help="Name of the run; else made from the job's.", show_default=False)
     ] = None,
+    stage: Annotated[
+        str | None,
+        typer.Option(help="Only this stage of the file, as a run by itself.", show_default=False),
+    ] = None,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON, and nothing else.")] = False,
 ) -> None:
     """Train what a job file describes, evaluate it, and record it in MLflow.
 
-    Ctrl-C saves a checkpoint and says how to resume; a second Ctrl-C stops at once.
+    A file with stages runs them one after the other, each from what the one before it learned. Ctrl-C saves a
+    checkpoint and says how to resume; a second Ctrl-C stops at once.
     """
     from heliostat.cli.display import Display
     from heliostat.config.loading import load
     from heliostat.training import launch
+    from heliostat.training.stages import Chain
 
     changes = list(overrides or [])
     if local:
         changes += ["resources.runtime=local", "resources.workers=1"]
+    stages = load(job, changes)
+    if stage is not None:
+        stages = (only(stages, stage, changes),)
+    if len(stages) > 1:
+        run_chain(Chain.planned(stages, name), json=json)
+        return
     display = Display(quiet=json)
-    loaded = load(job, changes)
+    loaded = stages[0].job
     launch.require(launch.check(loaded))
     display.job(launch.resolved(loaded))
     with display:
         finished = launch.start(loaded, display, name)
     display.finished(finished)
     display.leave(finished)
+
+
+def only(stages: tuple[Stage, ...], name: str, changes: list[str]) -> Stage:
+    """One stage of a file, to be run by itself."""
+    from heliostat.errors import InputError, Problem, nearest
+
+    found = {stage.name: stage for stage in stages if stage.name}
+    if name not in found:
+        hint = nearest(name, found) if found else " The file has no stages."
+        raise InputError(Problem(f"there is no stage '{name}'.{hint}", "--stage"))
+    stage = found[name]
+    if stage.follows is not None:
+        what = (
+            f"stage '{name}' begins from a run of stage '{stage.follows}': name it with begin.run=RUN, or say "
+            "begin=null to begin with random weights"
+        )
+        raise InputError(Problem(what, "--stage"))
+    return stage
+
+
+def run_chain(chain: Chain, *, json: bool) -> None:
+    """Run the stages of a chain that are not finished; exits as the last one ended."""
+    import json as json_module
+    from contextlib import ExitStack
+
+    from heliostat.cli.display import Display, as_data
+    from heliostat.training.launch import Finished, Watcher
+
+    done: list[Finished] = []
+    with ExitStack() as shown:
+        display = Display(quiet=json)
+
+        def announce(stage: Stage, name: str) -> Watcher:
+            nonlocal display
+            display = Display(quiet=json)
+            display.console.rule(f"{name}: stage {len(done) + 1} of those to run", align="left")
+            display.job(stage.job)
+            shown.enter_context(display)
+            return display
+
+        for finished in chain.run(announce):
+            shown.close()
+            done.append(finished)
+            if not json:
+                display.finished(finished, resume=chain.storage.uri)
+    if json:
+        print(json_module.dumps([as_data(finished) for finished in done], indent=2))
+    if done:
+        Display.leave(done[-1])

@@ -31,14 +31,20 @@ def validate(
         return
     if job is None:
         raise InputError("name a job file, or ask for --schema")
-    loaded = load(job, overrides or [])
-    launch.require(launch.check(loaded))
-    checked = launch.resolved(loaded)
+    stages = load(job, overrides or [])
+    launch.require(list(dict.fromkeys(problem for stage in stages for problem in launch.check(stage.job))))
+    checked = {stage.name: launch.resolved(stage.job) for stage in stages}
     if data:
-        launch.load(checked)
+        for each in checked.values():
+            launch.load(each)
     if json:
-        print(json_module.dumps(checked.resolved(), indent=2))
+        plain = {name: each.resolved() for name, each in checked.items()}
+        print(json_module.dumps(plain.get("", plain), indent=2))
         return
     console = Console()
-    console.print(Syntax(dump(checked, console.width - 12), "yaml", theme="ansi_dark", background_color="default"))
+    for name, each in checked.items():
+        if name:
+            console.rule(f"stage {name}", align="left")
+        text = dump(each, console.width - 12)
+        console.print(Syntax(text, "yaml", theme="ansi_dark", background_color="default"))
     console.print(f"[bold green]valid[/]: {job}", highlight=False)

@@ -102,6 +102,39 @@ class Document:
                 return self.places[tuple(path[:end])]
         return self.name
 
+    def merged(self, path: KeyPath) -> Document:
+        """A document of its own: this one without the first key of ``path``, with the mapping at ``path`` laid over it.
+
+        Mappings are joined key by key, but one that says its own ``type`` or ``source`` replaces what stands there:
+        options of one kind mean nothing to another. Every value keeps its place.
+        """
+        over: Any = self.data
+        for part in path:
+            over = over[part]
+        result = object.__new__(Document)
+        result.name = self.name
+        result._duplicates = []
+        result.data = {key: value for key, value in self.data.items() if key != path[0]}
+        result.places = {known: place for known, place in self.places.items() if known[:1] != path[:1]}
+
+        def lay(under: dict[str, Any], over: dict[str, Any], at: KeyPath) -> dict[str, Any]:
+            joined = dict(under)
+            for key, value in over.items():
+                inner, below = (*at, key), under.get(key)
+                if isinstance(value, dict) and isinstance(below, dict) and not {"type", "source"} & value.keys():
+                    joined[key] = lay(below, value, inner)
+                else:
+                    joined[key] = value
+                    for known in [known for known in result.places if known[: len(inner)] == inner]:
+                        del result.places[known]
+            return joined
+
+        result.data = lay(result.data, over, ())
+        for known, place in self.places.items():
+            if known[: len(path)] == path and len(known) > len(path):
+                result.places[known[len(path) :]] = place
+        return result
+
     def override(self, assignment: str) -> None:
         """Apply one ``key.inner.0=value``; the value is YAML.
 

@@ -25,6 +25,9 @@ class Data(Section):
     train: DataSource
     test: DataSource | None = None
     """Held-out data for evaluation; without it, only measures that need no labels can run."""
+    train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of each class's training samples that is used, at least one; drawn from the job's seed. A smaller share is
+    part of a larger one."""
 
 
 class Optimization(Section):
@@ -43,6 +46,12 @@ class Optimization(Section):
     """Split each worker's rows into this many parts, one forward and backward each. Exact, so only for losses that are
     a mean over samples; refused where samples are compared."""
     clip_gradient_norm: PositiveFloat | None = None
+    """Largest norm of a gradient; longer ones are shortened."""
+    clip_per: Literal["all", "parameter"] = "all"
+    """Whose norm: that of all gradients together, or of each parameter's by itself, as in DINO."""
+    stop_on_collapse: bool = False
+    """End a run whose representation stays collapsed, at the tenth point of its curves in a row. Without it, a collapse
+    is told and training goes on."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -102,6 +111,17 @@ class Tracking(Section):
     system_metrics: bool = True
 
 
+class Begin(Section):
+    """What a run begins with in place of random weights: what another run learned."""
+
+    run: str
+    """The other run: its folder or URI, or its name below ``output``."""
+    checkpoint: PositiveInt | None = None
+    """The step of one of its checkpoints; null: the last one."""
+    optimizer: bool = False
+    """Also take over the optimiser's state (momentum, moments), to go on with the same parameters."""
+
+
 class Job(Section):
     """One experiment."""
 
@@ -111,6 +131,8 @@ class Job(Section):
     """Decides all that is random: initial weights, sample order, augmentation."""
     algorithm: AlgorithmConfig
     data: Data
+    begin: Begin | None = None
+    """Another run to begin from: fine-tuning, distillation, continued pretraining."""
     optimization: Optimization
     evaluation: tuple[EvaluatorConfig, ...] = ()
     """Measures of the representation, each also applied to the untrained network."""

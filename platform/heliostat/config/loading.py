@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,44 @@ from heliostat.errors import InputError, Problem, nearest
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of the job file, for editors that complete and check while one types."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Job.model_json_schema()}
+    """The JSON schema of the job file, for editors that complete and check while one types.
+
+    In a file with stages every section may be a part of one, so there only names are checked.
+    """
+    job = Job.model_json_schema()
+    definitions = job.pop("$defs")
+    stage = {"type": ["object", "null"], "propertyNames": {"enum": [key for key in job["properties"] if key != "name"]}}
+    staged = {
+        "type": "object",
+        "required": ["name", "stages"],
+        "propertyNames": {"enum": [*job["properties"], "stages"]},
+        "properties": {
+            "name": job["properties"]["name"],
+            "stages": {"type": "object", "minProperties": 1, "additionalProperties": stage},
+        },
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Job file",
+        "if": {"required": ["stages"]},
+        "then": staged,
+        "else": job,
+        "$defs": definitions,
+    }
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+@dataclass(frozen=True)
+class Stage:
+    """A job of a job file: the only one, or one of several that the file chains."""
+
+    name: str
+    """Its key below ``stages``; empty in a file without."""
+    job: Job
+    follows: str | None
+    """The stage from whose result this one begins; None where it begins with random weights or from another run."""
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Stage, ...]:
     """Read and validate a job file.
 
     Raises:
@@ -36,14 +71,61 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Job:
         raise InputError(Problem(f"there is no such job file.{hint}", str(path))) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(Problem(f"the job file cannot be read: {error}", str(path))) from None
-    return parse(text, str(path), overrides)
+    document = _document(text, str(path), overrides)
+    return _stages(document) if "stages" in document.data else (Stage("", _job(document), None),)
 
 
 def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Job:
-    """As :func:`load`, from text."""
+    """As :func:`load`, from the text of a job without stages."""
+    return _job(_document(text, name, overrides))
+
+
+def _document(text: str, name: str, overrides: Sequence[str]) -> Document:
     document = Document(text, name)
     for assignment in overrides:
         document.override(assignment)
+    return document
+
+
+def _stages(document: Document) -> tuple[Stage, ...]:
+    """Each stage is the file's common part with the stage's own laid over it, and begins from the stage before it
+    unless it has a ``begin`` of its own."""
+    stages, where = document.data["stages"], document.place(("stages",))
+    if not isinstance(stages, dict) or not stages:
+        raise InputError(Problem("stages is a mapping of names to parts of a job, in the order of their runs", where))
+    problems: list[Problem] = []
+    inner: dict[Problem, list[str]] = {}
+    found: list[Stage] = []
+    for name, part in stages.items():
+        place = document.place(("stages", name))
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", name):
+            problems.append(Problem(f"'{name}' is no name of a stage: lower-case letters, digits and '-'", place))
+        elif not isinstance(part, dict | None):
+            problems.append(Problem(f"stage '{name}' is {part!r}; it is a mapping: what differs from the rest", place))
+        elif isinstance(part, dict) and "name" in part:
+            problems.append(Problem("a stage is named by its key; the run's name stands at the top", place))
+        else:
+            if part is None:
+                document.data["stages"][name] = {}
+            merged = document.merged(("stages", name))
+            own_begin = "begin" in merged.data
+            if isinstance(merged.data.get("name"), str):
+                merged.data["name"] = f"{merged.data['name']}-{name}"
+            try:
+                follows = found[-1].name if found and not own_begin else None
+                found.append(Stage(name, _job(merged), follows))
+            except InputError as error:
+                for problem in error.problems:
+                    inner.setdefault(problem, []).append(name)
+    for problem, names in inner.items():  # what is wrong in the common part is wrong in every stage, and said once
+        shared = len(names) > 1
+        problems.append(problem if shared else Problem(f"stage {names[0]}: {problem.what}", problem.where))
+    if problems:
+        raise InputError(problems)
+    return tuple(found)
+
+
+def _job(document: Document) -> Job:
     try:
         # JSON mode is pydantic's strict mode for data without tuples or enums: no string becomes a number.
         return Job.model_validate_json(json.dumps(document.data), strict=True)

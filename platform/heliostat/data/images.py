@@ -82,6 +82,31 @@ class ImageData:
         )
 
 
+def fraction_of(data: ImageData, fraction: float, seed: int) -> ImageData:
+    """This share of the samples of each class (of all samples where there are no labels), at least one, in their order.
+
+    Which ones is decided by the seed; those of a smaller share are among those of a larger one.
+    """
+    if fraction == 1.0:
+        return data
+    from heliostat_algorithms.randomness import permutation
+
+    labels = np.zeros(len(data), np.int64) if data.labels is None else data.labels
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        order = permutation(f"{seed}:train_fraction:{label}", len(members)).numpy()
+        chosen.append(members[order[: max(1, round(fraction * len(members)))]])
+    rows = np.sort(np.concatenate(chosen))
+    return ImageData(
+        images=data.images[rows],
+        labels=None if data.labels is None else data.labels[rows],
+        classes=data.classes,
+        name=f"{data.name} ({fraction:.4g} of it)",
+        corrupt=data.corrupt,
+    )
+
+
 def _fingerprint(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64] | None) -> str:
     digest = hashlib.sha256(np.array(images.shape, "<i8").tobytes())
     digest.update(images.data)

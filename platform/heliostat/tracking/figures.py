@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from heliostat.tracking.comparison import Comparison, main_metrics
 from heliostat.tracking.metrics import cell
 
@@ -59,6 +62,37 @@ def draw_curves(comparison: Comparison, path: Path) -> list[str]:
         text.set_parse_math(False)  # a name with dollars is a name
     figure.savefig(path, format="png")
     return names
+
+
+_HEADS = 6
+"""At most so many heads are shown one by one."""
+
+
+def draw_attention(images: npt.NDArray[np.uint8], maps: npt.NDArray[np.float32], path: Path) -> None:
+    """Write where each head of the last layer looks: a row for each image, then the mean of all heads and single heads.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        maps: (N, heads, h, w), not negative; each panel is scaled to its own largest value.
+        path: of the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    shown = maps[:, :_HEADS]
+    columns = 2 + shown.shape[1]
+    figure = Figure(figsize=(1.3 * columns, 1.3 * len(images) + 0.3), layout="constrained", dpi=150)
+    panels = figure.subplots(len(images), columns, squeeze=False)
+    titles = ["image", "mean", *(f"head {number + 1}" for number in range(shown.shape[1]))]
+    for row, image, heads in zip(panels, images, maps, strict=True):
+        pixels = image.transpose(1, 2, 0)
+        row[0].imshow(pixels if pixels.shape[2] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
+        for panel, attention in zip(row[1:], [heads.mean(axis=0), *heads[:_HEADS]], strict=True):
+            panel.imshow(attention, cmap="magma", vmin=0)
+    for panel, title in zip(panels[0], titles, strict=True):
+        panel.set_title(title, fontsize=8)
+    for panel in panels.flat:
+        panel.set_axis_off()
+    figure.savefig(path, format="png")
 
 
 _SERIES = {"eval": "trained", "baseline/untrained": "untrained network", "baseline/pixels": "raw pixels"}

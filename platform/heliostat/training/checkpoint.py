@@ -74,13 +74,14 @@ class CheckpointStore:
             if prefix == "step" and digits.isdigit():
                 yield int(digits)
 
-    def save(self, step: int, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: Mapping[str, Any], about: Mapping[str, Any], *, replace: bool = False) -> None:
         """Write a checkpoint, then delete the oldest beyond ``keep``. A step that is already there is left as it is.
 
         Args:
             step: optimiser steps done.
             state: tensors and plain data, as ``torch.load(weights_only=True)`` can read.
             about: facts for the manifest.
+            replace: write a step that is already there again, because what is there cannot be read.
 
         Raises:
             CheckpointError: the storage refused, for example because the disk is full; no partial checkpoint remains.
@@ -89,7 +90,10 @@ class CheckpointStore:
         try:
             complete = self.steps()
             if step in complete:
-                return
+                if not replace:
+                    return
+                self._remove(step)
+                complete.remove(step)
             for stale in set(self._folders()) - set(complete):
                 self.storage.delete(self.name(stale))
             self._write(step, state, about)
@@ -101,10 +105,14 @@ class CheckpointStore:
             ) from error
         try:
             for old in [*complete, step][: -self.keep]:
-                self.storage.filesystem.delete_file(self.storage.path(f"{self.name(old)}/manifest.json"))
-                self.storage.delete(self.name(old))
+                self._remove(old)
         except OSError as error:
             raise CheckpointError(f"an old checkpoint of {self.storage.uri} could not be deleted: {error}") from error
+
+    def _remove(self, step: int) -> None:
+        """The manifest first, so that a removal that does not end leaves nothing that looks complete."""
+        self.storage.filesystem.delete_file(self.storage.path(f"{self.name(step)}/manifest.json"))
+        self.storage.delete(self.name(step))
 
     def _write(self, step: int, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         folder = self.name(step)
@@ -145,6 +153,8 @@ class CheckpointStore:
                 Problem(f"format {manifest.get('format')} is not known here (expected {FORMAT})", self.uri(step))
             )
         expected = manifest["files"]["state.pt"]
+        if not self.storage.exists(f"{folder}/state.pt"):
+            raise InputError(Problem("state.pt is missing", self.uri(step)))
         with self.storage.filesystem.open_input_file(self.storage.path(f"{folder}/state.pt")) as file:
             digest = hashlib.sha256()
             size = 0

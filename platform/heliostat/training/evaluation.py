@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
+from torch import Tensor
 
 from heliostat.config.job import Job
+from heliostat.config.registry import ALGORITHMS
 from heliostat.data.images import ImageData
 from heliostat.data.loader import sequential
 from heliostat.errors import InputError, Problem, RunError
@@ -24,6 +27,7 @@ PIXEL_LIMIT = 4096
 tells."""
 
 Tell = Callable[[str], None]
+Network = Callable[[Tensor], Tensor]
 
 
 class Evaluation:
@@ -40,25 +44,36 @@ class Evaluation:
         self._evaluators: Sequence[Evaluator] = job.evaluation
         self._seed, self._train, self._test, self._runtime = job.seed, train, test, runtime
 
+    @property
+    def shown(self) -> ImageData:
+        """The set whose images pictures show: the held-out one where there is one."""
+        return self._train if self._test is None else self._test
+
     def due(self, done: int, steps_per_epoch: int) -> bool:
         """Whether an evaluator runs after this many steps of training."""
         return any(_due(evaluator, done, steps_per_epoch) for evaluator in self._evaluators)
 
     def run(self, algorithm: Algorithm, done: int, steps_per_epoch: int, at_end: bool, tell: Tell) -> dict[str, float]:
-        """Metrics ``eval/...`` of the evaluators that are due; empty on ranks other than 0."""
+        """Metrics ``eval/...`` of the evaluators that are due, and ``eval/student/...`` or the like of the method's
+        other networks; empty on ranks other than 0."""
         due = [e for e in self._evaluators if at_end or _due(e, done, steps_per_epoch)]
         found = self._judge(algorithm, due, tell)
         warning = diagnose(found) if "feature_std" in found else None
         if warning:
             self._runtime.notice(warning)
-        return {f"eval/{name}": value for name, value in found.items()}
+        results = {f"eval/{name}": value for name, value in found.items()}
+        probes = [evaluator for evaluator in due if not evaluator.needs_scores]
+        for other, network in algorithm.other_features().items():
+            found = self._judge(algorithm, probes, partial(_tell_of, tell, other), network)
+            results |= {f"eval/{other}/{name}": value for name, value in found.items()}
+        return results
 
     def baselines(self, algorithm: Algorithm, tell: Tell) -> dict[str, float]:
         """Metrics ``baseline/untrained/...`` of the network as initialised and ``baseline/pixels/...`` of the
         images."""
-        found = self._judge(algorithm, self._evaluators, lambda what: tell(f"{what}, untrained"))
+        found = self._judge(algorithm, self._evaluators, partial(_tell_of, tell, "untrained"))
         results = {f"baseline/untrained/{name}": value for name, value in found.items()}
-        labelled = [e for e in self._evaluators if e.needs_labels]
+        labelled = [e for e in self._evaluators if e.needs_labels and not e.needs_scores]
         if (
             self._runtime.rank == 0
             and labelled
@@ -72,15 +87,18 @@ class Evaluation:
                 results |= {f"baseline/pixels/{name}": value for name, value in found.items()}
         return results
 
-    def _judge(self, algorithm: Algorithm, evaluators: Sequence[Evaluator], tell: Tell) -> dict[str, float]:
+    def _judge(
+        self, algorithm: Algorithm, evaluators: Sequence[Evaluator], tell: Tell, network: Network | None = None
+    ) -> dict[str, float]:
         if not evaluators:
             return {}
         tell("computing features")
         results: dict[str, float] = {}
         problem = None
         try:
-            train = self._gathered(algorithm, self._train, pairs=False)
-            test = self._gathered(algorithm, self._test, pairs=True) if self._test is not None else None
+            train = self._gathered(algorithm, self._train, network, pairs=False)
+            pairs = network is None  # views are of the network that the method is judged by
+            test = self._gathered(algorithm, self._test, network, pairs=pairs) if self._test is not None else None
             for evaluator in evaluators if train is not None else ():
                 tell(f"evaluating {evaluator.type}")
                 results |= evaluator.evaluate(cast("Features", train), cast("Features", test or train), self._seed)
@@ -97,7 +115,9 @@ class Evaluation:
             raise RunError(problem)
         return results
 
-    def _gathered(self, algorithm: Algorithm, data: ImageData, *, pairs: bool) -> Features | None:
+    def _gathered(
+        self, algorithm: Algorithm, data: ImageData, network: Network | None, *, pairs: bool
+    ) -> Features | None:
         """Features of the whole set on rank 0, None elsewhere; each worker computes a contiguous part."""
         rank, world_size = self._runtime.rank, self._runtime.world_size
         batches = sequential(data, batch_size=_ROWS, rank=rank, world_size=world_size, device=self._runtime.device)
@@ -105,6 +125,7 @@ class Evaluation:
             algorithm,
             batches,
             classes=_classes(data),
+            network=network,
             pair_seed=self._seed if pairs else None,
             first_row=rank * len(data) // world_size,
         )
@@ -116,6 +137,10 @@ class Evaluation:
 
     def _features_of_pixels(self, data: ImageData) -> Features:
         return pixels(sequential(data, batch_size=_ROWS), classes=_classes(data))
+
+
+def _tell_of(tell: Tell, network: str, what: str) -> None:
+    tell(f"{what}, {network}")
 
 
 def _due(evaluator: Evaluator, done: int, steps_per_epoch: int) -> bool:
@@ -130,7 +155,11 @@ def check_evaluators(job: Job, train: ImageData) -> list[Problem]:
     """What the evaluators miss in the training data, seen before training rather than after it."""
     problems = []
     labels = None if train.labels is None else torch.tensor(train.labels)
+    classifies = ALGORITHMS[job.algorithm.type].class_scores is not Algorithm.class_scores
     for index, evaluator in enumerate(job.evaluation):
+        if evaluator.needs_scores and not classifies:
+            what = f"{evaluator.type} judges class scores, and {job.algorithm.type} gives none; choose a probe"
+            problems.append(Problem(what, f"evaluation.{index}"))
         try:
             evaluator.check(len(train), labels, _classes(train))
         except ValueError as error:

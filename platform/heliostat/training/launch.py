@@ -26,6 +26,7 @@ import torch
 from heliostat.config.job import Job
 from heliostat.config.loading import dump
 from heliostat.config.registry import ALGORITHMS
+from heliostat.data.images import fraction_of
 from heliostat.errors import InputError, Problem, RunError
 from heliostat.tracking.figures import draw_results
 from heliostat.tracking.location import StoreError, display_uri, prepare_store, resolve_uri
@@ -34,8 +35,10 @@ from heliostat.training.environment import describe
 from heliostat.training.evaluation import check_evaluators
 from heliostat.training.loop import Datasets, TrainingLoop, check_against_data
 from heliostat.training.monitor import EndStatus, Monitor, Outcome, Snapshot
+from heliostat.training.origin import begin_from, find_origin
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import LocalRuntime
+from heliostat.training.state import TrainingState
 
 if TYPE_CHECKING:
     from heliostat.training.ray_runtime import RemoteMonitor
@@ -92,6 +95,11 @@ def check(job: Job) -> list[Problem]:
         if evaluator.needs_labels and job.data.test is None:
             what = f"{evaluator.type} is judged on held-out data: give data.test"
             problems.append(Problem(what, f"evaluation.{index}"))
+    if job.begin is not None:
+        try:
+            find_origin(job.begin, job.output)
+        except InputError as error:
+            problems += error.problems
     try:
         resolve_uri(job.tracking.uri)
     except InputError as error:
@@ -133,16 +141,18 @@ def resolved(job: Job) -> Job:
     # A server that the environment names stays there: its address may hold a password.
     keep = uri.startswith("sqlite:") or job.tracking.uri is not None
     tracking = job.tracking.model_copy(update={"uri": uri if keep else None})
-    return job.model_copy(update={"data": data, "tracking": tracking})
+    begin = find_origin(job.begin, job.output).pinned() if job.begin is not None else None
+    return job.model_copy(update={"data": data, "tracking": tracking, "begin": begin})
 
 
 def load(job: Job) -> Datasets:
-    """Decode the job's data.
+    """Decode the job's data, and check that the job fits it and what it begins from.
 
     Raises:
         InputError: it cannot be read, or does not fit the batch, the workers, the schedule or the evaluators.
     """
-    data = Datasets(job.data.train.load(), job.data.test.load() if job.data.test is not None else None)
+    train = fraction_of(job.data.train.load(), job.data.train_fraction, job.seed)
+    data = Datasets(train, job.data.test.load() if job.data.test is not None else None)
     problems = check_evaluators(job, data.train)
     for index, evaluator in enumerate(job.evaluation):
         if evaluator.needs_labels and data.test is not None and data.test.labels is None:
@@ -152,7 +162,22 @@ def load(job: Job) -> Datasets:
         problems.append(Problem(f"train and test images differ in (channels, height, width): {shapes}", "data.test"))
     require(problems)
     check_against_data(job, data)
+    check_algorithm(job, data)
     return data
+
+
+def check_algorithm(job: Job, data: Datasets) -> None:
+    """Whether the algorithm can be built for this data, and can begin from the run that the job names.
+
+    Raises:
+        InputError: it cannot; says why.
+    """
+    try:
+        state = TrainingState(job, data.train.spec(), torch.device("cpu"), 1)
+    except ValueError as error:  # a patch that does not divide the images, a classifier without classes
+        raise InputError(Problem(str(error), "algorithm")) from None
+    if job.begin is not None:
+        begin_from(state, find_origin(job.begin, job.output), "cpu")
 
 
 def start(job: Job, watcher: Watcher, name: str | None = None) -> Finished:
@@ -180,8 +205,14 @@ def start(job: Job, watcher: Watcher, name: str | None = None) -> Finished:
 def resume(folder: RunFolder, job: Job, watcher: Watcher) -> Finished:
     """Continue a run from its newest checkpoint; ``job`` is the run's own, with changes that leave its trajectory
     alone."""
-    require(check(job))
-    return _work(job, load(job), folder, watcher)
+    known = settled(job) if folder.checkpoints().steps() else job
+    require(check(known))
+    return _work(job, load(known), folder, watcher)
+
+
+def settled(job: Job) -> Job:
+    """The job of a run that has begun: what it began from is not needed any more, and may be gone."""
+    return job.model_copy(update={"begin": None})
 
 
 def _work(job: Job, data: Datasets, folder: RunFolder, watcher: Watcher) -> Finished:
@@ -199,13 +230,16 @@ def _work(job: Job, data: Datasets, folder: RunFolder, watcher: Watcher) -> Fini
             job, data, folder, open_tracker, _Watched(watcher, folder)
         )
         with tempfile.TemporaryDirectory(prefix="heliostat-") as pictures:
-            picture = Path(pictures) / "results.png"
             try:
+                picture = Path(pictures) / "results.png"
                 if draw_results(outcome.results, folder.name, picture):
-                    monitor.log_figure(picture, "results")
-                    folder.keep_figure("results.png", picture.read_bytes())
+                    folder.keep_figure(picture.name, picture.read_bytes())
+                for name in folder.figures():
+                    picture = Path(pictures) / name
+                    picture.write_bytes(folder.storage.read(f"figures/{name}"))
+                    monitor.log_figure(picture, picture.stem)
             except OSError as error:  # the numbers are safe
-                _logger.warning("the picture of the results could not be written: %s", error)
+                _logger.warning("a picture of the run could not be written: %s", error)
             tracking = monitor.finish(_STATUS[outcome.status], _FLUSH_SECONDS)
         folder.update(status=outcome.status, step=outcome.step, message=outcome.message)
         return Finished(folder, outcome, uri, tracking)
@@ -241,6 +275,8 @@ def _open_tracker(job: Job, data: list[DataFacts], uri: str, folder: RunFolder) 
         "mlflow.source.type": "JOB" if job.resources.runtime == "ray" else "LOCAL",
         "mlflow.user": psutil.Process().username(),
     }
+    if job.begin is not None:
+        tags["heliostat.begun_from"] = f"{job.begin.run} at step {job.begin.checkpoint}"
     if git is not None:
         tags["mlflow.source.git.commit"] = git["commit"]
     tracker = Tracker(

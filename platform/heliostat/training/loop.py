@@ -9,7 +9,7 @@ stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -24,6 +24,8 @@ from heliostat.errors import InputError, Problem, RunError
 from heliostat.training.checkpoint import CheckpointError
 from heliostat.training.evaluation import Evaluation
 from heliostat.training.monitor import Outcome, Progress
+from heliostat.training.origin import begin_from, find_origin
+from heliostat.training.pictures import keep_pictures
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import Runtime
 from heliostat.training.state import TrainingState
@@ -32,6 +34,8 @@ from heliostat_algorithms.collectives import mean_over_workers
 from heliostat_algorithms.randomness import Random
 
 _NEVER = 2**62
+_COLLAPSED_POINTS = 10
+"""Points of the curves in a row after which a collapse is taken to be lasting."""
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -74,11 +78,13 @@ class TrainingLoop:
             device=runtime.device,
         )
         self.total_steps = total_steps(job, self.loader.steps_per_epoch)
-        self.state = TrainingState(job, data.train.spec(), runtime.device, runtime.world_size)
+        self.spec = data.train.spec()
+        self.state = TrainingState(job, self.spec, runtime.device, runtime.world_size)
         self.module = self._parallel(self.state.algorithm)
         self.evaluation = Evaluation(job, data.train, data.test, runtime)
         self._first_bad = torch.tensor(_NEVER, device=runtime.device)
         self._failed_saves = 0
+        self._unsound: set[int] = set()  # steps whose checkpoint cannot be read
         self._mark = (time.perf_counter(), 0)  # when the last point of the curves was made, and after how many steps
 
     def _parallel(self, algorithm: nn.Module) -> nn.Module:
@@ -107,9 +113,10 @@ class TrainingLoop:
         """Make one optimiser step; ``measure`` also computes the gradient's norm."""
         clock, state, optimization = self.clock(step), self.state, self.job.optimization
         learning_rate = state.peak_learning_rate * optimization.schedule.multiplier(clock)
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate
+        optimization.optimizer.adjust(state.optimizer, clock, learning_rate)
         state.algorithm.train()
+        with torch.no_grad():
+            state.algorithm.before_step(clock)
         state.optimizer.zero_grad(set_to_none=True)
         parts = list(self._parts(step))
         losses: list[Step] = []
@@ -123,21 +130,32 @@ class TrainingLoop:
                     made: Step = self.module(inputs, clock)
                 state.scaler.scale(made.loss / len(parts)).backward()  # type: ignore[no-untyped-call]
             losses.append(Step(made.loss.detach(), {name: value.detach() for name, value in made.metrics.items()}))
+        state.scaler.unscale_(state.optimizer)
+        state.algorithm.after_backward(clock)
         gradient_norm = None
         if measure or optimization.clip_gradient_norm is not None:
-            state.scaler.unscale_(state.optimizer)
-            gradients = [p.grad for p in state.algorithm.trainable() if p.grad is not None]
-            gradient_norm = nn.utils.get_total_norm(gradients, foreach=True)
-            if optimization.clip_gradient_norm is not None:
-                parameters = list(state.algorithm.trainable())
-                nn.utils.clip_grads_with_norm_(parameters, optimization.clip_gradient_norm, gradient_norm, foreach=True)
+            gradient_norm = self._clip()
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        state.algorithm.after_step(clock)
+        with torch.no_grad():
+            state.algorithm.after_step(clock)
         mean = _mean(losses)
         bad = ~torch.isfinite(mean.loss)
         self._first_bad = torch.where(bad, self._first_bad.clamp(max=step), self._first_bad)
         return Progressed(mean, learning_rate, gradient_norm)
+
+    def _clip(self) -> Tensor:
+        """Shorten gradients to the job's limit, if it has one. Returns the norm of the whole gradient before."""
+        limit, per = self.job.optimization.clip_gradient_norm, self.job.optimization.clip_per
+        parameters = [p for p in self.state.algorithm.trainable() if p.grad is not None]
+        norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
+        total: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)))
+        if limit is not None and per == "all":
+            nn.utils.clip_grads_with_norm_(parameters, limit, total, foreach=True)
+        elif limit is not None:
+            for parameter, norm in zip(parameters, norms, strict=True):
+                nn.utils.clip_grads_with_norm_([parameter], limit, norm)
+        return total
 
     def _parts(self, step: int) -> Iterator[tuple[Batch, range]]:
         """This worker's rows of the step, in as many equal parts as the job accumulates."""
@@ -168,6 +186,7 @@ class TrainingLoop:
             try:
                 saved = self.checkpoints.load(step, self.runtime.device)
             except InputError as error:
+                self._unsound.add(step)
                 if self.runtime.rank == 0:
                     self.runtime.notice(f"checkpoint of step {step} is passed over: {error}")
                 continue
@@ -183,6 +202,15 @@ class TrainingLoop:
                 raise RunError(f"workers see different checkpoints in {where}: do all nodes share this folder?")
         return step
 
+    def begin(self) -> None:
+        """Take over the run that the job begins from, if it names one; only where there is no checkpoint yet."""
+        if self.job.begin is None:
+            return
+        origin = find_origin(self.job.begin, self.job.output)
+        begin_from(self.state, origin, self.runtime.device)
+        if self.runtime.rank == 0:
+            self.runtime.notice(f"beginning from {origin.uri}")
+
     def run(self) -> Outcome:
         """Train to the end, or until somebody asks to stop or the loss is no longer finite."""
         outcome = self._train()
@@ -195,6 +223,7 @@ class TrainingLoop:
         start = self.restore()
         if start == 0:
             self._baselines()
+            self.begin()
         elif self.runtime.rank == 0:
             self.runtime.notice(f"continuing from the checkpoint of step {start}")
         self._mark = (time.perf_counter(), start)
@@ -237,6 +266,10 @@ class TrainingLoop:
         self._show(done, metrics)
         if first_bad < _NEVER:
             return self._non_finite(first_bad)
+        collapsed = self._collapsed(metrics)
+        if collapsed is not None:
+            problem = self._save(done)
+            return Outcome("failed", done, f"{collapsed}{f'; and {problem}' if problem else ''}")
         if not last and self.evaluation.due(done, self.loader.steps_per_epoch):
             self._evaluate(done, at_end=False)
         if last or stop or self._due(done):
@@ -261,6 +294,11 @@ class TrainingLoop:
                     f"training ended and its last checkpoint is saved, but the results could not be written: {error}"
                 )
                 return Outcome("failed", self.total_steps, problem, results)
+            try:
+                shown = self.evaluation.shown
+                keep_pictures(self.state.algorithm, shown, self.folder, self.runtime.device)
+            except OSError as error:  # the numbers are safe
+                self.runtime.notice(f"pictures could not be written: {error}")
             evaluated = {name: value for name, value in results.items() if name.startswith("eval/")}
             uri = self.checkpoints.uri(self.total_steps)
             self.runtime.link_checkpoint(self.folder.name, uri, self.total_steps, evaluated)
@@ -312,9 +350,10 @@ class TrainingLoop:
                 "run": self.folder.name,
                 "algorithm": self.job.algorithm.type,
                 "world_size": self.runtime.world_size,
+                "data": {"image_shape": list(self.spec.image_shape), "classes": self.spec.classes},
             }
             try:
-                self.checkpoints.save(done, self.state.state_dict(), about)
+                self.checkpoints.save(done, self.state.state_dict(), about, replace=done in self._unsound)
                 self.runtime.checkpoint_saved()
             except CheckpointError as error:
                 self._failed_saves += 1
@@ -326,6 +365,17 @@ class TrainingLoop:
         return problem
 
     # Judging
+
+    def _collapsed(self, metrics: Mapping[str, float]) -> str | None:
+        """Tell a collapse when it is seen first; why to stop, once it has lasted and the job wants a stop."""
+        state = self.state
+        reason = state.algorithm.diagnose({name.removeprefix("train/"): value for name, value in metrics.items()})
+        state.collapsed_points = 0 if reason is None else state.collapsed_points + 1
+        if state.collapsed_points == 1 and self.runtime.rank == 0:
+            self.runtime.notice(f"the representation has collapsed: {reason}")
+        if self.job.optimization.stop_on_collapse and state.collapsed_points >= _COLLAPSED_POINTS:
+            return f"stopped, because the representation has collapsed: {reason}"
+        return None
 
     def _baselines(self) -> None:
         if not self.job.evaluation:

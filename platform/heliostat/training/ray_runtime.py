@@ -94,11 +94,11 @@ def _work(config: dict[str, Any]) -> None:
     job = parse(config["job"], "the job")
     folder = RunFolder(config["folder"])
     alone = folder.locked("worker", _OLD_WORKER_S) if runtime.rank == 0 else nullcontext()
-    try:
-        with alone:
+    with alone:  # a run that is still held by another process fails this worker: Ray may try again
+        try:
             TrainingLoop(job, data, runtime, folder).run()
-    except (InputError, RunError) as error:  # would be the same after a restart
-        runtime.conclude(Outcome("failed", 0, str(error)))
+        except (InputError, RunError) as error:  # would be the same after a restart
+            runtime.conclude(Outcome("failed", 0, str(error)))
 
 
 def connect(job: Job) -> None:

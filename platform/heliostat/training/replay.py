@@ -53,22 +53,19 @@ def replay_step(folder: RunFolder, step: int) -> StepReport:
     """
     job = folder.job()
     job = job.model_copy(update={"evaluation": ()})
-    data = launch.load(job)
+    data = launch.load(launch.settled(job))
     loop = TrainingLoop(job, data, SilentRuntime(launch.device(job)), folder)
     if not 0 <= step < loop.total_steps:
         raise InputError(Problem(f"the run has steps 0 to {loop.total_steps - 1}, not {step}", "--step"))
-    start = loop.restore(at_most=step)
-    for earlier in range(start, step):
-        loop.advance(earlier)
+    start = _reach(loop, step)
     anomaly = None
     try:
         with torch.autograd.set_detect_anomaly(True):
             made = loop.advance(step, measure=True)
     except RuntimeError as error:  # how anomaly detection reports; the step is made once more to have its numbers
         anomaly = str(error)
-        loop.restore(at_most=step)
-        for earlier in range(start, step):
-            loop.advance(earlier)
+        loop = TrainingLoop(job, data, loop.runtime, folder)
+        _reach(loop, step)
         made = loop.advance(step, measure=True)
     metrics = {"loss": float(made.step.loss), "learning_rate": made.learning_rate}
     metrics |= {name: float(value) for name, value in made.step.metrics.items()}
@@ -79,3 +76,13 @@ def replay_step(folder: RunFolder, step: int) -> StepReport:
     ]
     gradients.sort(key=lambda g: (g.finite, -g.norm if math.isfinite(g.norm) else 0.0))
     return StepReport(step, start, loop.loader.indices(step).tolist(), metrics, gradients, anomaly)
+
+
+def _reach(loop: TrainingLoop, step: int) -> int:
+    """Bring a new loop to where it makes this step; returns the checkpoint's step from which it came."""
+    start = loop.restore(at_most=step)
+    if start == 0:
+        loop.begin()
+    for earlier in range(start, step):
+        loop.advance(earlier)
+    return start

@@ -97,6 +97,10 @@ class RunFolder:
         self.storage.make("figures")
         self.storage.replace(f"figures/{name}", png)
 
+    def figures(self) -> list[str]:
+        """Names of the stored pictures."""
+        return self.storage.files("figures")
+
     def about(self) -> dict[str, Any]:
         """``run.json``: where the run is tracked and how it stands; empty before it has begun."""
         return dict(self.storage.read_json("run.json")) if self.storage.exists("run.json") else {}

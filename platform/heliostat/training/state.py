@@ -41,8 +41,12 @@ class TrainingState:
             algorithm = algorithm.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.algorithm: Algorithm = algorithm.to(device)
         optimization = job.optimization
+        self.kind: str = optimization.optimizer.type
+        """Which optimiser it is."""
         self.optimizer = optimization.optimizer.build(algorithm.parameter_groups(), optimization.batch_size)
         self.peak_learning_rate = optimization.optimizer.peak_learning_rate(optimization.batch_size)
+        self.collapsed_points = 0
+        """Points of the curves in a row at which the representation was found collapsed."""
         self.scaler = torch.amp.GradScaler(device.type, enabled=optimization.precision == "fp16")
 
     def state_dict(self) -> dict[str, Any]:
@@ -51,6 +55,7 @@ class TrainingState:
             "algorithm": self.algorithm.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "collapsed_points": self.collapsed_points,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], where: str) -> None:
@@ -63,3 +68,4 @@ class TrainingState:
         self.algorithm.load_state_dict(state["algorithm"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.collapsed_points = state["collapsed_points"]

@@ -54,6 +54,11 @@ class Storage:
         selector = fs.FileSelector(self.path(name), allow_not_found=True)
         return sorted(i.base_name for i in self.filesystem.get_file_info(selector) if i.type == fs.FileType.Directory)
 
+    def files(self, name: str = "") -> list[str]:
+        """Names of the files directly in ``name``, sorted; empty if it does not exist."""
+        selector = fs.FileSelector(self.path(name), allow_not_found=True)
+        return sorted(i.base_name for i in self.filesystem.get_file_info(selector) if i.type == fs.FileType.File)
+
     def make(self, name: str = "") -> None:
         """Create a folder and its parents."""
         self.filesystem.create_dir(self.path(name), recursive=True)
