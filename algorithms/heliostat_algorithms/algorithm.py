@@ -22,7 +22,8 @@ from heliostat_algorithms.randomness import Random
 
 COLLAPSED_SPREAD = 0.02
 """``feature_std`` below which all samples look alike: a mean cosine similarity above 0.999 where the variance is spread
-evenly over the dimensions. Even an untrained network stays above it."""
+evenly over the dimensions. Untrained ResNets stay above it. Untrained Vision Transformers may begin below, so whoever
+looks for a collapse gives a training some time."""
 
 Batch: TypeAlias = Mapping[str, Tensor]
 """This worker's rows of a global batch. Images: ``image`` (B, C, H, W) uint8; ``label`` (B,) int64 where the data has
@@ -99,12 +100,21 @@ class Algorithm(nn.Module, ABC):
 
     Config: ClassVar[type[Any]]
 
+    needs_origin: ClassVar[bool] = False
+    """Whether training makes sense only from what another training learned (``begin_from``)."""
     separable: ClassVar[bool] = False
     """Whether the loss is a plain mean over samples, so that a batch may be split and its gradients summed. False for
     losses that compare the samples of a batch and for networks with batch normalisation."""
 
     def __init__(self, config: Any, data: DataSpec) -> None:
         super().__init__()
+
+    def check(self, batch_size: int) -> None:
+        """Whether this algorithm can train with a global batch of this size; called before anything is started.
+
+        Raises:
+            ValueError: it cannot; says what would be right.
+        """
 
     def before_step(self, clock: Clock) -> None:
         """Update what has to be in step before the forward pass: MoCo moves its key encoder here. Without gradient."""
@@ -167,8 +177,8 @@ class Algorithm(nn.Module, ABC):
         if spread < COLLAPSED_SPREAD:
             return (
                 f"the features of all samples are nearly alike (feature_std {spread:.3g}, healthy above "
-                f"{COLLAPSED_SPREAD}); likely causes: a learning rate that is too high, too few negatives, or a "
-                "teacher that follows too quickly"
+                f"{COLLAPSED_SPREAD}); likely causes: a learning rate that is too high and, depending on the method, "
+                "too few negatives or a teacher that follows too quickly"
             )
         return None
 

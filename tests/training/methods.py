@@ -1,4 +1,4 @@
-"""A job of every method, small enough for a test: 8 x 8 digits in three colours, batches of 16."""
+"""A job of every method and of its main switches, small enough for a test: 8 x 8 digits, batches of 16."""
 
 from __future__ import annotations
 
@@ -12,18 +12,94 @@ checkpoint: {every_steps: 4, keep: 2}
 tracking: {experiment: tests, every_steps: 1, system_metrics: false}
 """
 RESNET = "{type: resnet18, stem: cifar, width: 4, zero_init_residual: false}"
+VIT = "{type: vit-tiny, patch_size: 4, width: 8, depth: 2, heads: 2, mlp_ratio: 2.0, interpolation_offset: 0.1}"
 VIEW = "{crop_area: [0.3, 1.0], blur: {probability: 0.5}}"
-LARS = "optimizer: {type: lars, learning_rate: 2.0, per: 256, weight_decay: 1.0e-4}"
-ADAMW = "optimizer: {type: adamw, learning_rate: 0.002, per: null, weight_decay: 0.04, final_weight_decay: 0.4}"
+CROPS = (
+    "{first_global: {size: 8, crop_area: [0.4, 1.0]}, second_global: {size: 8, crop_area: [0.4, 1.0], solarize: 0.2}, "
+    "local: {size: 4, crop_area: [0.1, 0.4]}, local_crops: 2}"
+)
+REST = "schedule: {type: cosine, warmup_epochs: 0.02}, batch_size: 16, steps: 10}"
+# Statistics of a few rows on 1 x 1 maps magnify rounding: groups need some rows, and steps of a moderate length.
+LARS = f"optimization: {{optimizer: {{type: lars, learning_rate: 2.0, per: 256, weight_decay: 1.0e-4}}, {REST}"
+SGD = (
+    "optimization: {optimizer: {type: sgd, learning_rate: 0.02, per: null, weight_decay: 1.0e-4}, "
+    "schedule: {type: cosine, warmup_epochs: 0.02}, batch_size: 32, steps: 10}"
+)
+ADAMW = (
+    "optimization: {optimizer: {type: adamw, learning_rate: 0.002, per: null, weight_decay: 0.04, "
+    f"final_weight_decay: 0.4}}, clip_gradient_norm: 3.0, clip_per: parameter, {REST}"
+)
+FINE_TUNE = f"type: simclr-v2-fine-tune, backbone: {RESNET}"
 
 METHODS: dict[str, str] = {
     "simclr": f"""
 algorithm: {{type: simclr, backbone: {RESNET}, projection_dim: 8, temperature: 0.5, augmentation: {VIEW}}}
-optimization: {{{LARS}, schedule: {{type: cosine, warmup_epochs: 0.02}}, batch_size: 16, steps: 10}}
+{LARS}
+""",
+    "simclr-v2": f"""
+algorithm: {{type: simclr-v2, backbone: {RESNET}, projection_dim: 8, temperature: 0.5, augmentation: {VIEW}}}
+{LARS}
+""",
+    "simclr-v2-memory": f"""
+algorithm: {{type: simclr-v2, backbone: {RESNET}, projection_dim: 8, temperature: 0.5, augmentation: {VIEW},
+             memory_size: 48, memory_momentum: 0.9}}
+{LARS}
+""",
+    "simclr-v2-fine-tune": f"""
+algorithm: {{{FINE_TUNE}}}
+{LARS}
+""",
+    "simclr-v2-distill": f"""
+algorithm: {{type: simclr-v2-distill, teacher: {{{FINE_TUNE}}}, temperature: 0.5}}
+begin: {{run: ORIGIN}}
+{LARS}
+""",
+    "moco": f"""
+algorithm: {{type: moco, backbone: {RESNET}, projection_dim: 8, queue_size: 40, momentum: {{start: 0.9, end: 0.9}},
+             batch_norm_groups: 8, augmentation: {{crop_area: [0.3, 1.0]}}}}
+{SGD}
+""",
+    "moco-symmetric": f"""
+algorithm: {{type: moco, backbone: {RESNET}, head: mlp, projection_dim: 8, queue_size: 40, symmetric: true,
+             momentum: {{start: 0.9, end: 0.9}}, batch_norm_groups: 2, augmentation: {{crop_area: [0.3, 1.0]}}}}
+{SGD}
+""",
+    "moco-v3": f"""
+algorithm: {{type: moco-v3, backbone: {RESNET}, projection_hidden: 8, projection_dim: 8, temperature: 1.0,
+             momentum: {{start: 0.9, end: 1.0}}}}
+{LARS}
+""",
+    "moco-v3-vit": f"""
+algorithm: {{type: moco-v3, projection_hidden: 8, projection_dim: 8, momentum: {{start: 0.9, end: 1.0}},
+             backbone: {VIT[:-1]}, positions: sincos, frozen_patch_embedding: true, initialization: xavier}}}}
+{ADAMW}
+""",
+    "dino": f"""
+algorithm: {{type: dino, backbone: {VIT}, views: {CROPS}, prototypes: 16, head_hidden: 16, head_bottleneck: 8,
+             teacher_momentum: {{start: 0.9, end: 1.0}}, freeze_last_layer_epochs: 0.02, drop_path: 0.3}}
+{ADAMW}
+""",
+    "dino-resnet": f"""
+algorithm: {{type: dino, backbone: {RESNET}, views: {CROPS}, prototypes: 16, head_hidden: 16, head_bottleneck: 8,
+             head_batch_norm: true, teacher_momentum: {{start: 0.9, end: 1.0}}, freeze_last_layer_epochs: 0}}
+{ADAMW}
+""",
+    "dinov2": f"""
+algorithm: {{type: dinov2, views: {CROPS}, head: {{prototypes: 16, hidden: 16, bottleneck: 8}},
+             backbone: {VIT[:-1]}, layer_scale: 0.1, mask_token: true, registers: 1, feed_forward: swiglu}},
+             masking: {{}}, teacher_momentum: {{start: 0.9, end: 1.0}}, freeze_last_layer_epochs: 0.02}}
+{ADAMW}
+""",
+    "dinov2-centring": f"""
+algorithm: {{type: dinov2, views: {CROPS}, head: {{prototypes: 16, hidden: 16, bottleneck: 8}}, centering: centring,
+             patch_head: {{prototypes: 12, hidden: 16, bottleneck: 8}},
+             backbone: {VIT[:-1]}, layer_scale: 0.1, mask_token: true}},
+             masking: {{}}, teacher_momentum: {{start: 0.9, end: 1.0}}, freeze_last_layer_epochs: 0}}
+{ADAMW}
 """,
 }
 
 
-def job_text(method: str) -> str:
-    """The job file of a method."""
-    return COMMON + METHODS[method]
+def job_text(method: str, origin: str) -> str:
+    """The job file of a method; ``origin`` is a run of ``simclr-v2-fine-tune`` for the one that needs it."""
+    return (COMMON + METHODS[method]).replace("ORIGIN", origin)

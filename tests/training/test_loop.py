@@ -276,7 +276,7 @@ def collapse(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
 
 
 def test_a_collapse_is_told_once_and_training_goes_on(tiny: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    collapse(monkeypatch, range(2, 13))
+    collapse(monkeypatch, range(4, 13))
     runtime = Recorder()
     assert make(tiny(), runtime).run().status == "finished"
     assert len(runtime.notices) == 1
@@ -295,8 +295,17 @@ def test_a_lasting_collapse_stops_the_run_that_asks_for_it(tiny: MakeJob, monkey
     assert make(tiny(*stop), None, interrupted.folder).run().step == 14  # the count is part of the state
 
 
+def test_a_collapse_at_the_beginning_or_of_two_points_is_not_told(
+    tiny: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collapse(monkeypatch, range(1, 6))  # until a tenth of the training, and two points more
+    runtime = Recorder()
+    make(tiny("optimization.steps=40"), runtime).run()
+    assert runtime.notices == []
+
+
 def test_a_collapse_that_passes_stops_nothing(tiny: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    collapse(monkeypatch, range(2, 11))  # nine points
+    collapse(monkeypatch, range(4, 13))  # nine points
     assert make(tiny("optimization.stop_on_collapse=true")).run().status == "finished"
 
 

@@ -83,7 +83,7 @@ class GlobalBatchNorm(_AcrossWorkers):
 
 @dataclass(frozen=True)
 class _Groups:
-    """How the rows of a global batch are divided, and what the layers saw of it."""
+    """How the rows of a global batch are divided."""
 
     count: int
     """How many groups; all hold equally many rows."""

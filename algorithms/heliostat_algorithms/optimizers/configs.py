@@ -29,7 +29,7 @@ class OptimizerBase(ABC):
     """How the learning rate grows with batch_size / per. SimCLR's other rule, 0.075 * sqrt(B), is learning_rate 0.075,
     per 1, scaling sqrt."""
     weight_decay: float = 0.0
-    """For weights; biases and normalisation layers have none."""
+    """For the parameters that the algorithm regularises; mostly weights, and not biases and normalisation layers."""
     final_weight_decay: float | None = None
     """Where set, weight decay moves along half a cosine from ``weight_decay`` to this over the training: DINO and
     I-JEPA, 0.04 to 0.4."""

@@ -42,7 +42,7 @@ def evaluate(
     job = parse(text, f"{folder.storage.uri}/job.yaml", overrides or [])
     source = RunFolder.open(weights) if weights else folder
     job = launch.settled(job)
-    launch.require(launch.check(job))
+    launch.require(launch.check(job, follows=True))
     data = launch.load(job)
     step, results = evaluate_checkpoint(
         job, (data.train, data.test), source, checkpoint, SilentRuntime(launch.device(job))

@@ -32,7 +32,13 @@ def validate(
     if job is None:
         raise InputError("name a job file, or ask for --schema")
     stages = load(job, overrides or [])
-    launch.require(list(dict.fromkeys(problem for stage in stages for problem in launch.check(stage.job))))
+    launch.require(
+        list(
+            dict.fromkeys(
+                problem for stage in stages for problem in launch.check(stage.job, follows=bool(stage.follows))
+            )
+        )
+    )
     checked = {stage.name: launch.resolved(stage.job) for stage in stages}
     if data:
         for each in checked.values():

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from heliostat.config.document import Document, KeyPath
 from heliostat.config.job import Job
+from heliostat.config.partial import completed
 from heliostat.errors import InputError, Problem, nearest
 
 
@@ -126,9 +127,10 @@ def _stages(document: Document) -> tuple[Stage, ...]:
 
 
 def _job(document: Document) -> Job:
+    data = {**document.data, "algorithm": completed(document.data.get("algorithm"))}
     try:
         # JSON mode is pydantic's strict mode for data without tuples or enums: no string becomes a number.
-        return Job.model_validate_json(json.dumps(document.data), strict=True)
+        return Job.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         job_schema = Job.model_json_schema()
         raise InputError([_problem(detail, document, job_schema) for detail in error.errors()]) from None

@@ -10,9 +10,24 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from heliostat_algorithms.algorithm import Algorithm, OneOf
+from heliostat_algorithms.representation.dino import DINO
+from heliostat_algorithms.representation.dinov2 import DINOv2
+from heliostat_algorithms.representation.moco import MoCo
+from heliostat_algorithms.representation.moco_v3 import MoCoV3
 from heliostat_algorithms.representation.simclr import SimCLR
+from heliostat_algorithms.representation.simclr_v2 import SimCLRv2
+from heliostat_algorithms.representation.simclr_v2_transfer import SimCLRv2Distill, SimCLRv2FineTune
 
-ALGORITHMS: dict[str, type[Algorithm]] = {"simclr": SimCLR}
+ALGORITHMS: dict[str, type[Algorithm]] = {
+    "simclr": SimCLR,
+    "simclr-v2": SimCLRv2,
+    "simclr-v2-fine-tune": SimCLRv2FineTune,
+    "simclr-v2-distill": SimCLRv2Distill,
+    "moco": MoCo,
+    "moco-v3": MoCoV3,
+    "dino": DINO,
+    "dinov2": DINOv2,
+}
 """The name in a job file (``algorithm: {type: ...}``) and the class that it builds."""
 
 
@@ -38,5 +53,15 @@ def _tagged_union(self: OneOf, source: Any, handler: GetCoreSchemaHandler) -> Co
 # The marker lives in algorithms/, which knows no pydantic; its meaning for validation is given to it here.
 OneOf.__get_pydantic_core_schema__ = _tagged_union  # type: ignore[attr-defined]
 
-AlgorithmConfig: TypeAlias = Annotated[SimCLR.Config, OneOf()]
+AlgorithmConfig: TypeAlias = Annotated[
+    SimCLR.Config
+    | SimCLRv2.Config
+    | SimCLRv2FineTune.Config
+    | SimCLRv2Distill.Config
+    | MoCo.Config
+    | MoCoV3.Config
+    | DINO.Config
+    | DINOv2.Config,
+    OneOf(),
+]
 """Any algorithm's config, told apart by ``type``."""

@@ -67,9 +67,16 @@ class Finished:
     tracking: TrackerStatus
 
 
-def check(job: Job) -> list[Problem]:
-    """All that is wrong with a well-formed job and can be seen without decoding data or starting anything."""
+def check(job: Job, *, follows: bool = False) -> list[Problem]:
+    """All that is wrong with a well-formed job and can be seen without decoding data or starting anything.
+
+    Args:
+        follows: the job will begin from a stage that has not run yet.
+    """
     problems = []
+    if ALGORITHMS[job.algorithm.type].needs_origin and job.begin is None and not follows:
+        what = f"{job.algorithm.type} learns from what another run learned: name it with begin.run"
+        problems.append(Problem(what, "begin"))
     optimization = job.optimization
     for workers in job.resources.worker_range:
         if optimization.batch_size % workers:
@@ -174,6 +181,7 @@ def check_algorithm(job: Job, data: Datasets) -> None:
     """
     try:
         state = TrainingState(job, data.train.spec(), torch.device("cpu"), 1)
+        state.algorithm.check(job.optimization.batch_size)
     except ValueError as error:  # a patch that does not divide the images, a classifier without classes
         raise InputError(Problem(str(error), "algorithm")) from None
     if job.begin is not None:
@@ -205,8 +213,9 @@ def start(job: Job, watcher: Watcher, name: str | None = None) -> Finished:
 def resume(folder: RunFolder, job: Job, watcher: Watcher) -> Finished:
     """Continue a run from its newest checkpoint; ``job`` is the run's own, with changes that leave its trajectory
     alone."""
-    known = settled(job) if folder.checkpoints().steps() else job
-    require(check(known))
+    begun = bool(folder.checkpoints().steps())
+    known = settled(job) if begun else job
+    require(check(known, follows=begun))
     return _work(job, load(known), folder, watcher)
 
 

@@ -34,8 +34,10 @@ from heliostat_algorithms.collectives import mean_over_workers
 from heliostat_algorithms.randomness import Random
 
 _NEVER = 2**62
-_COLLAPSED_POINTS = 10
-"""Points of the curves in a row after which a collapse is taken to be lasting."""
+_UNTRAINED = 0.1
+"""Share of the training in which a collapse is not looked for: some networks begin with features that are all alike."""
+_TOLD_POINTS, _STOPPED_POINTS = 3, 10
+"""Points of the curves in a row after which a collapse is told, and after which it is taken to be lasting."""
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -266,7 +268,7 @@ class TrainingLoop:
         self._show(done, metrics)
         if first_bad < _NEVER:
             return self._non_finite(first_bad)
-        collapsed = self._collapsed(metrics)
+        collapsed = self._collapsed(metrics, done)
         if collapsed is not None:
             problem = self._save(done)
             return Outcome("failed", done, f"{collapsed}{f'; and {problem}' if problem else ''}")
@@ -366,14 +368,16 @@ class TrainingLoop:
 
     # Judging
 
-    def _collapsed(self, metrics: Mapping[str, float]) -> str | None:
+    def _collapsed(self, metrics: Mapping[str, float], done: int) -> str | None:
         """Tell a collapse when it is seen first; why to stop, once it has lasted and the job wants a stop."""
         state = self.state
+        if done < _UNTRAINED * self.total_steps:
+            return None
         reason = state.algorithm.diagnose({name.removeprefix("train/"): value for name, value in metrics.items()})
         state.collapsed_points = 0 if reason is None else state.collapsed_points + 1
-        if state.collapsed_points == 1 and self.runtime.rank == 0:
+        if state.collapsed_points == _TOLD_POINTS and self.runtime.rank == 0:
             self.runtime.notice(f"the representation has collapsed: {reason}")
-        if self.job.optimization.stop_on_collapse and state.collapsed_points >= _COLLAPSED_POINTS:
+        if self.job.optimization.stop_on_collapse and state.collapsed_points >= _STOPPED_POINTS:
             return f"stopped, because the representation has collapsed: {reason}"
         return None
 

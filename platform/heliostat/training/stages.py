@@ -52,7 +52,7 @@ class Chain:
         """
         problems: list[Problem] = []
         for stage in stages:
-            found = launch.check(stage.job)
+            found = launch.check(stage.job, follows=stage.follows is not None)
             problems += [Problem(f"stage {stage.name}: {problem.what}", problem.where) for problem in found]
         launch.require(list(dict.fromkeys(problems)))
         stages = [Stage(stage.name, launch.resolved(stage.job), stage.follows) for stage in stages]

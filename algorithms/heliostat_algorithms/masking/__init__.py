@@ -1,0 +1,1 @@
+"""Which patches a network does not see: one file per sampler."""
