@@ -72,6 +72,18 @@ def test_overrides_reach_all_stages_or_one(tmp_path: Path) -> None:
     assert [stage.job.optimization.batch_size for stage in (first, second, third)] == [32, 64, 64]
 
 
+@pytest.mark.parametrize(
+    ("begin", "follows"), [("null", None), ("{run: other}", None), ("{optimizer: true}", "first"), ("{}", "first")]
+)
+def test_a_stage_follows_the_one_before_unless_it_names_another_run(
+    tmp_path: Path, begin: str, follows: str | None
+) -> None:
+    text = COMMON + f"stages:\n  first: {{}}\n  second: {{begin: {begin}}}\n"
+    second = stages(tmp_path, text)[1]
+    assert second.follows == follows
+    assert (second.job.begin is not None and second.job.begin.optimizer) == ("optimizer" in begin)
+
+
 def problems(tmp_path: Path, text: str) -> list[str]:
     with pytest.raises(InputError) as caught:
         stages(tmp_path, text)

@@ -95,6 +95,7 @@ def launch_silent() -> object:
     ("change", "said"),
     [
         (("begin.run=nothing",), "there is no run 'nothing'"),
+        (("begin={}",), "say which run to begin from"),
         (("begin.run=first", "begin.checkpoint=7"), "no checkpoint of step 7; complete ones: 4, 8"),
         (("begin.run=first", "algorithm.backbone.width=8"), "cannot begin from simclr"),
         (("begin={run: first, optimizer: true}", "optimization.optimizer={type: adamw, learning_rate: 0.1}"),
@@ -112,7 +113,7 @@ def test_an_impossible_beginning_is_refused_before_anything_starts(
 
 def chain_of(tiny: MakeJob, *changes: str) -> tuple[Stage, ...]:
     a = tiny("optimization.steps=8", "name=chain-a", *changes)
-    b = tiny("optimization.steps=4", "name=chain-b", "data.train_fraction=0.5", *changes)
+    b = tiny("optimization.steps=4", "name=chain-b", "data.train_fraction=0.5", "begin.optimizer=true", *changes)
     return Stage("a", a, None), Stage("b", b, "a"), Stage("c", replace_name(a, "chain-c"), "b")
 
 
@@ -129,7 +130,7 @@ def test_stages_run_one_after_the_other_each_from_the_last(tiny: MakeJob) -> Non
     done = run(chain)
     assert [finished.folder.name for finished in done] == ["chain-a", "chain-b", "chain-c"]
     assert [finished.outcome.status for finished in done] == ["finished"] * 3
-    assert done[1].folder.job().begin == Begin(run=done[0].folder.storage.uri, checkpoint=8)
+    assert done[1].folder.job().begin == Begin(run=done[0].folder.storage.uri, checkpoint=8, optimizer=True)
     assert done[2].folder.job().begin == Begin(run=done[1].folder.storage.uri, checkpoint=4)
     assert differ(weights(done[0].folder), weights(done[2].folder))
     opened = Chain.open("chain", tiny().output)

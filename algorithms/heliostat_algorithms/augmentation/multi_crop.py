@@ -42,10 +42,7 @@ def _local() -> ViewAugmentation:
 
 @dataclass(frozen=True, kw_only=True)
 class MultiCrop:
-    """How crops are made; the defaults are DINO's for ImageNet. For small images give each view a smaller ``size``.
-
-    A view that a job file gives is meant whole: what it leaves out is not DINO's but ``ViewAugmentation``'s default.
-    """
+    """How crops are made; the defaults are DINO's for ImageNet. For small images give each view a smaller ``size``."""
 
     first_global: ViewAugmentation = field(default_factory=_first_global)
     """The first large crop: always blurred."""

@@ -29,7 +29,7 @@ from heliostat_algorithms.algorithm import Algorithm, Batch, Clock, DataSpec, In
 from heliostat_algorithms.augmentation import ColorJitter, GaussianBlur, ViewAugmentation
 from heliostat_algorithms.backbones import BackboneConfig, ResNet50, VisionTransformer
 from heliostat_algorithms.backbones.batch_norm import GroupBatchNorm, assigned, group_batch_norm
-from heliostat_algorithms.collectives import gather_rows
+from heliostat_algorithms.collectives import gather_rows, world_size
 from heliostat_algorithms.memory import Memory
 from heliostat_algorithms.objectives.info_nce import queue_info_nce
 from heliostat_algorithms.objectives.spread import spread
@@ -173,9 +173,15 @@ class MoCo(Algorithm):
     @torch.no_grad()
     def _keys(self, views: Tensor, groups: Tensor | None) -> Tensor:
         """(B, D), of any length."""
+        order = None
+        if groups is not None and world_size() == 1:
+            # All rows are here: side by side, the rows of a group are served by torch's own kernel, which halves the
+            # time of normalisation. This is what the paper calls shuffling.
+            order, groups = torch.argsort(groups, stable=True), None
+            views = views[order]
         with assigned(self.key_backbone, self.config.batch_norm_groups, groups):
             k: Tensor = self.key_head(self.key_backbone(views))
-        return k
+        return k if order is None else torch.empty_like(k).index_copy_(0, order, k)
 
     def after_step(self, clock: Clock) -> None:
         """The keys of the global batch take the place of the oldest in the queue, in the order of its rows."""

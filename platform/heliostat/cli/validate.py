@@ -25,6 +25,7 @@ def validate(
     from heliostat.config.loading import schema as job_schema
     from heliostat.errors import InputError
     from heliostat.training import launch
+    from heliostat.training.stages import check_data, resolved
 
     if schema:
         print(json_module.dumps(job_schema(), indent=2))
@@ -39,10 +40,9 @@ def validate(
             )
         )
     )
-    checked = {stage.name: launch.resolved(stage.job) for stage in stages}
+    checked = {stage.name: resolved(stage).job for stage in stages}
     if data:
-        for each in checked.values():
-            launch.load(each)
+        check_data(stages)
     if json:
         plain = {name: each.resolved() for name, each in checked.items()}
         print(json_module.dumps(plain.get("", plain), indent=2))

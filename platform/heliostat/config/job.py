@@ -114,8 +114,8 @@ class Tracking(Section):
 class Begin(Section):
     """What a run begins with in place of random weights: what another run learned."""
 
-    run: str
-    """The other run: its folder or URI, or its name below ``output``."""
+    run: str | None = None
+    """The other run: its folder or URI, or its name below ``output``. Left out in a stage: the stage before."""
     checkpoint: PositiveInt | None = None
     """The step of one of its checkpoints; null: the last one."""
     optimizer: bool = False

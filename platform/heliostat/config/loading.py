@@ -109,7 +109,8 @@ def _stages(document: Document) -> tuple[Stage, ...]:
             if part is None:
                 document.data["stages"][name] = {}
             merged = document.merged(("stages", name))
-            own_begin = "begin" in merged.data
+            begin = merged.data.get("begin", {})
+            own_begin = begin is None or (isinstance(begin, dict) and begin.get("run") is not None)
             if isinstance(merged.data.get("name"), str):
                 merged.data["name"] = f"{merged.data['name']}-{name}"
             try:

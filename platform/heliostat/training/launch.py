@@ -102,7 +102,7 @@ def check(job: Job, *, follows: bool = False) -> list[Problem]:
         if evaluator.needs_labels and job.data.test is None:
             what = f"{evaluator.type} is judged on held-out data: give data.test"
             problems.append(Problem(what, f"evaluation.{index}"))
-    if job.begin is not None:
+    if job.begin is not None and not follows:
         try:
             find_origin(job.begin, job.output)
         except InputError as error:

@@ -41,6 +41,10 @@ def find_origin(begin: Begin, output: str) -> Origin:
     Raises:
         InputError: there is no such run or checkpoint.
     """
+    if begin.run is None:
+        raise InputError(
+            Problem("say which run to begin from; only a stage after another one may leave it out", "begin")
+        )
     folder = RunFolder.open(begin.run, output)
     steps = folder.checkpoints().steps()
     if not steps:

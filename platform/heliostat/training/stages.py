@@ -55,8 +55,8 @@ class Chain:
             found = launch.check(stage.job, follows=stage.follows is not None)
             problems += [Problem(f"stage {stage.name}: {problem.what}", problem.where) for problem in found]
         launch.require(list(dict.fromkeys(problems)))
-        stages = [Stage(stage.name, launch.resolved(stage.job), stage.follows) for stage in stages]
-        _check_data(stages)
+        stages = [resolved(stage) for stage in stages]
+        check_data(stages)
         first = stages[0].job
         common = first.name.removesuffix(f"-{stages[0].name}")
         chain = Chain(f"{Storage(first.output).uri}/{name or f'{common}-{secrets.token_hex(3)}'}", stages)
@@ -107,16 +107,24 @@ class Chain:
         if stage.follows is None:
             return stage.job
         before = next(each for each in self.stages if each.name == stage.follows)
-        return stage.job.model_copy(update={"begin": Begin(run=self.folder(before).storage.uri)})
+        begin = (stage.job.begin or Begin()).model_copy(update={"run": self.folder(before).storage.uri})
+        return stage.job.model_copy(update={"begin": begin})
 
 
-def _check_data(stages: Sequence[Stage]) -> None:
+def resolved(stage: Stage) -> Stage:
+    """With absolute places. What the stage before will leave behind has none yet."""
+    begin = stage.job.begin
+    job = launch.resolved(launch.settled(stage.job) if stage.follows else stage.job)
+    return Stage(stage.name, job.model_copy(update={"begin": begin}) if stage.follows else job, stage.follows)
+
+
+def check_data(stages: Sequence[Stage]) -> None:
     """Load each stage's data and let it begin from the untrained network of the stage before."""
     problems: list[Problem] = []
     built: dict[str, tuple[Job, Any]] = {}
     for stage in stages:
         try:
-            data = launch.load(stage.job)
+            data = launch.load(launch.settled(stage.job) if stage.follows else stage.job)
             algorithm = build_algorithm(stage.job, data.train.spec())
             if stage.follows in built:
                 job, other = built[stage.follows]
