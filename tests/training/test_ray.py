@@ -7,6 +7,7 @@ same bits, and leave one MLflow run with each step once.
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -67,8 +68,8 @@ class Home:
 
 
 def weights(folder: RunFolder) -> dict[str, Any]:
-    assert folder.checkpoints().steps()[-1] == STEPS
-    return folder.checkpoints().load(STEPS)
+    assert folder.checkpoints().steps()[-1] == folder.job().optimization.steps
+    return folder.checkpoints().load(folder.checkpoints().steps()[-1])
 
 
 def assert_same_bits(one: Any, other: Any, where: str = "") -> None:
@@ -163,6 +164,29 @@ def test_ctrl_c_saves_says_how_to_resume_and_changes_nothing(home: Home, uninter
     home.run("resume", "interrupted")
     assert_same_bits(weights(home.open("interrupted")), uninterrupted)
     assert_tracked_once(home, "interrupted")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["simclr-v2-memory", "moco", "moco-v3-vit", "dino", "dinov2"])
+def test_a_killed_worker_changes_nothing_of_any_method(tmp_path: Path, method: str) -> None:
+    """Queues, teachers and centres come back with the weights: two workers, one of them killed by SIGKILL."""
+    text = runpy.run_path(str(Path(__file__).with_name("methods.py")))["job_text"](method, "")
+    changes = [
+        "resources.runtime=ray",
+        "resources.workers=2",
+        "optimization.steps=40",
+        "tracking.uri=sqlite:///mlflow.db",
+    ]
+    (tmp_path / "job.yaml").write_text(dump(parse(text, "tiny.yaml", changes)))
+    home = Home(tmp_path)
+    home.run("run", "job.yaml", "--name", "whole")
+    process = home.start("run", "job.yaml", "--name", "killed")
+    home.wait_for_step("killed", 8, process)
+    children(process)[-1].send_signal(signal.SIGKILL)
+    output, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, output
+    assert "continuing from the checkpoint of step" in output
+    assert_same_bits(weights(home.open("killed")), weights(home.open("whole")))
 
 
 def test_a_name_that_is_taken(home: Home, uninterrupted: Callable[..., object]) -> None:

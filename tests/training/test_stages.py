@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,17 @@ import pytest
 import torch
 
 from heliostat.config.job import Begin, Job
-from heliostat.config.loading import Stage
+from heliostat.config.loading import Stage, parse
 from heliostat.errors import InputError
 from heliostat.training import launch
 from heliostat.training.launch import Finished
+from heliostat.training.loop import TrainingLoop
 from heliostat.training.monitor import Snapshot
 from heliostat.training.replay import replay_step
 from heliostat.training.run_folder import RunFolder
+from heliostat.training.runtime import SilentRuntime
 from heliostat.training.stages import Chain
+from heliostat_algorithms.randomness import Random
 
 MakeJob = Callable[..., Job]
 
@@ -77,18 +81,12 @@ def test_the_optimiser_is_taken_over_where_asked(tiny: MakeJob, first: RunFolder
     for wanted in (True, False):
         begin = Begin(run=whole.folder.storage.uri, optimizer=wanted)
         job = tiny("optimization.steps=8").model_copy(update={"begin": begin})
-        training = launch.TrainingLoop(job, data, launch_silent(), RunFolder(f"{job.output}/x-{wanted}"))
+        training = TrainingLoop(job, data, SilentRuntime(torch.device("cpu")), RunFolder(f"{job.output}/x-{wanted}"))
         training.begin()
         state = training.state.optimizer.state_dict()["state"]
         assert bool(state) == wanted
         for number, values in state.items():
             assert torch.equal(values["velocity"], momentum[number]["velocity"])
-
-
-def launch_silent() -> object:
-    from heliostat.training.runtime import SilentRuntime
-
-    return SilentRuntime(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -169,3 +167,39 @@ def test_a_later_stage_that_cannot_begin_is_refused_before_the_first_starts(tiny
     with pytest.raises(InputError, match="stage b: cannot begin from simclr at the end of stage a"):
         Chain.planned(stages, "chain")
     assert not Path(a.job.output).exists()
+
+
+def test_a_phase_at_a_higher_resolution_keeps_heads_teacher_and_optimiser(tmp_path: Path) -> None:
+    text = runpy.run_path(str(Path(__file__).with_name("methods.py")))["job_text"]("dinov2", "")
+    places = (f"output={tmp_path}", f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}")
+    fixed = "algorithm.backbone.position_grid=2"  # the table of positions stays; it is interpolated in use
+    larger = [f"algorithm.views.{view}.size=16" for view in ("first_global", "second_global")]
+    low = parse(text, "low.yaml", [*places, fixed, "name=low"])
+    high = parse(text, "high.yaml", [*places, fixed, *larger, "name=high", "begin.optimizer=true"])
+    done = run(Chain.planned((Stage("low", low, None), Stage("high", high, "low")), "chain"))
+    assert [finished.outcome.status for finished in done] == ["finished", "finished"]
+    data = launch.load(high.model_copy(update={"begin": None}))
+    training = TrainingLoop(done[1].folder.job(), data, SilentRuntime(torch.device("cpu")), RunFolder(f"{tmp_path}/x"))
+    training.begin()
+    state = training.state.state_dict()
+    saved = done[0].folder.checkpoints().load(10)
+    assert not differ(saved["algorithm"], state["algorithm"])
+    assert saved["optimizer"]["state"].keys() == state["optimizer"]["state"].keys()
+    for number, moments in saved["optimizer"]["state"].items():
+        assert not differ(moments, state["optimizer"]["state"][number])
+    crops = training.state.algorithm.prepare(training.loader.batch(0), training.clock(0), Random(0, 0, range(16)))
+    assert crops["global"].shape[2:] == (16, 16)
+
+
+def test_positions_of_another_grid_are_resampled_but_the_optimiser_cannot_go_on(tmp_path: Path) -> None:
+    text = runpy.run_path(str(Path(__file__).with_name("methods.py")))["job_text"]("dinov2", "")
+    places = (f"output={tmp_path}", f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}")
+    larger = [f"algorithm.views.{view}.size=16" for view in ("first_global", "second_global")]
+    finished = launch.start(parse(text, "low.yaml", [*places, "optimization.steps=4"]), Silent(), "low")
+    high = parse(text, "high.yaml", [*places, *larger, "begin.run=low"])
+    assert launch.start(high, Silent(), "high").outcome.status == "finished"
+    assert weights(finished.folder)["student.backbone.pos_embed"].shape[1] == 1 + 2 * 2
+    assert weights(RunFolder(f"{tmp_path}/high"))["student.backbone.pos_embed"].shape[1] == 1 + 4 * 4
+    again = parse(text, "high.yaml", [*places, *larger, "begin={run: low, optimizer: true}"])
+    with pytest.raises(InputError, match="is of other parameters"):
+        launch.start(again, Silent(), "again")

@@ -186,17 +186,20 @@ _COLUMNS = {"eval": "trained", "baseline/untrained": "untrained", "baseline/pixe
 
 
 def results_table(results: dict[str, float], title: str) -> Table:
-    """Each measure of the trained network beside the same measure of the baselines; shares as per cent, with
-    intervals."""
+    """Each measure of the trained network beside the same measure of the method's other networks and of the baselines;
+    shares as per cent, with intervals."""
     found: dict[str, dict[str, float]] = {}
     for name, value in results.items():
         prefix, _, metric = name.rpartition("/")
         found.setdefault(metric, {})[prefix] = value
-    columns = [prefix for prefix in _COLUMNS if any(prefix in values for values in found.values())]
+    seen = {prefix for values in found.values() for prefix in values}
+    others = {prefix: prefix.removeprefix("eval/") for prefix in sorted(seen) if prefix.startswith("eval/")}
+    titles = {"eval": _COLUMNS["eval"], **others, **_COLUMNS}
+    columns = [prefix for prefix in titles if prefix in seen]
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     table.add_column("measure")
     for prefix in columns:
-        table.add_column(_COLUMNS[prefix], justify="right")
+        table.add_column(titles[prefix].replace("_", " "), justify="right")
     for metric in found:
         if not metric.endswith("_interval"):
             table.add_row(metric, *(str(_cell(metric, found, prefix) or "-") for prefix in columns))
