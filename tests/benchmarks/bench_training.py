@@ -20,7 +20,8 @@ import torch
 from heliostat.config.job import Job
 from heliostat.config.loading import parse
 from heliostat.data.images import ImageData
-from heliostat.training.loop import Datasets, TrainingLoop
+from heliostat.training.datasets import Datasets
+from heliostat.training.loop import TrainingLoop
 from heliostat.training.monitor import Monitor
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import Runtime, SilentRuntime

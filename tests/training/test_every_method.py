@@ -17,7 +17,8 @@ from heliostat.config.loading import parse
 from heliostat.config.registry import ALGORITHMS
 from heliostat.data.images import ImageData
 from heliostat.training import launch, loop
-from heliostat.training.loop import Datasets, TrainingLoop
+from heliostat.training.datasets import Datasets
+from heliostat.training.loop import TrainingLoop
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import SilentRuntime
 from heliostat.training.state import TrainingState

@@ -19,8 +19,9 @@ from heliostat.data.images import CorruptItem
 from heliostat.errors import InputError
 from heliostat.training import launch
 from heliostat.training.checkpoint import CheckpointError, CheckpointStore
+from heliostat.training.datasets import Datasets
 from heliostat.training.evaluation import evaluate_checkpoint
-from heliostat.training.loop import Datasets, TrainingLoop
+from heliostat.training.loop import TrainingLoop
 from heliostat.training.monitor import Outcome
 from heliostat.training.replay import replay_step
 from heliostat.training.run_folder import RunFolder

@@ -31,9 +31,10 @@ from heliostat.errors import InputError, Problem, RunError
 from heliostat.tracking.figures import draw_results
 from heliostat.tracking.location import StoreError, display_uri, prepare_store, resolve_uri
 from heliostat.tracking.tracker import Tracker, TrackerStatus
+from heliostat.training.datasets import Datasets, check_against_data
 from heliostat.training.environment import describe
 from heliostat.training.evaluation import check_evaluators
-from heliostat.training.loop import Datasets, TrainingLoop, check_against_data
+from heliostat.training.loop import TrainingLoop
 from heliostat.training.monitor import EndStatus, Monitor, Outcome, Snapshot
 from heliostat.training.origin import begin_from, find_origin
 from heliostat.training.run_folder import RunFolder

@@ -9,7 +9,7 @@ stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from heliostat.config.job import Job
-from heliostat.data.images import ImageData
 from heliostat.data.loader import Loader
-from heliostat.errors import InputError, Problem, RunError
+from heliostat.errors import InputError, RunError
 from heliostat.training.checkpoint import CheckpointError
+from heliostat.training.collapse import watch
+from heliostat.training.datasets import Datasets, total_steps
 from heliostat.training.evaluation import Evaluation
 from heliostat.training.monitor import Outcome, Progress
 from heliostat.training.origin import begin_from, find_origin
@@ -34,19 +35,7 @@ from heliostat_algorithms.collectives import mean_over_workers
 from heliostat_algorithms.randomness import Random
 
 _NEVER = 2**62
-_UNTRAINED = 0.1
-"""Share of the training in which a collapse is not looked for: some networks begin with features that are all alike."""
-_TOLD_POINTS, _STOPPED_POINTS = 3, 10
-"""Points of the curves in a row after which a collapse is told, and after which it is taken to be lasting."""
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Datasets:
-    """Decoded samples."""
-
-    train: ImageData
-    test: ImageData | None
 
 
 @dataclass(frozen=True)
@@ -268,10 +257,14 @@ class TrainingLoop:
         self._show(done, metrics)
         if first_bad < _NEVER:
             return self._non_finite(first_bad)
-        collapsed = self._collapsed(metrics, done)
-        if collapsed is not None:
+        collapse = watch(self.state, metrics, done, self.total_steps)
+        if collapse is not None and collapse.first and self.runtime.rank == 0:
+            self.runtime.notice(f"the representation has collapsed: {collapse.reason}")
+        if collapse is not None and collapse.lasting and self.job.optimization.stop_on_collapse:
             problem = self._save(done)
-            return Outcome("failed", done, f"{collapsed}{f'; and {problem}' if problem else ''}")
+            saved = f"; and {problem}" if problem else ""
+            message = f"stopped, because the representation has collapsed: {collapse.reason}{saved}"
+            return Outcome("failed", done, message)
         if not last and self.evaluation.due(done, self.loader.steps_per_epoch):
             self._evaluate(done, at_end=False)
         if last or stop or self._due(done):
@@ -368,19 +361,6 @@ class TrainingLoop:
 
     # Judging
 
-    def _collapsed(self, metrics: Mapping[str, float], done: int) -> str | None:
-        """Tell a collapse when it is seen first; why to stop, once it has lasted and the job wants a stop."""
-        state = self.state
-        if done < _UNTRAINED * self.total_steps:
-            return None
-        reason = state.algorithm.diagnose({name.removeprefix("train/"): value for name, value in metrics.items()})
-        state.collapsed_points = 0 if reason is None else state.collapsed_points + 1
-        if state.collapsed_points == _TOLD_POINTS and self.runtime.rank == 0:
-            self.runtime.notice(f"the representation has collapsed: {reason}")
-        if self.job.optimization.stop_on_collapse and state.collapsed_points >= _STOPPED_POINTS:
-            return f"stopped, because the representation has collapsed: {reason}"
-        return None
-
     def _baselines(self) -> None:
         if not self.job.evaluation:
             return
@@ -421,32 +401,6 @@ class TrainingLoop:
             f"Look at that step again with: heliostat replay {self.folder.storage.uri} --step {step}"
         )
         return Outcome("failed", step, message)
-
-
-def total_steps(job: Job, steps_per_epoch: int) -> int:
-    """The training's length in optimiser steps."""
-    optimization = job.optimization
-    return optimization.steps if optimization.steps is not None else (optimization.epochs or 0) * steps_per_epoch
-
-
-def check_against_data(job: Job, data: Datasets) -> None:
-    """What can only be seen once the data is known: a loader for every worker count, and the schedule's length.
-
-    Raises:
-        InputError: the batch does not fit the data or the workers, or the warm-up outlasts the training.
-    """
-    for workers in job.resources.worker_range:
-        loader = Loader(
-            data.train,
-            batch_size=job.optimization.batch_size,
-            seed=0,
-            rank=0,
-            world_size=workers,
-            device=torch.device("cpu"),
-        )
-    problem = job.optimization.schedule.check(total_steps(job, loader.steps_per_epoch) / loader.steps_per_epoch)
-    if problem:
-        raise InputError(Problem(problem, "optimization.schedule"))
 
 
 def _mean(steps: list[Step]) -> Step:

@@ -27,7 +27,8 @@ from heliostat.config.job import Job
 from heliostat.config.loading import dump, parse
 from heliostat.data.sharing import SharedImageData, share
 from heliostat.errors import InputError, Problem, RunError
-from heliostat.training.loop import Datasets, TrainingLoop
+from heliostat.training.datasets import Datasets
+from heliostat.training.loop import TrainingLoop
 from heliostat.training.monitor import EndStatus, Monitor, Outcome, Progress, Snapshot
 from heliostat.training.run_folder import RunFolder
 

@@ -1,0 +1,46 @@
+"""The samples of a job, and what of a job can only be checked once they are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from heliostat.config.job import Job
+from heliostat.data.images import ImageData
+from heliostat.data.loader import Loader
+from heliostat.errors import InputError, Problem
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """Decoded samples."""
+
+    train: ImageData
+    test: ImageData | None
+
+
+def total_steps(job: Job, steps_per_epoch: int) -> int:
+    """The training's length in optimiser steps."""
+    optimization = job.optimization
+    return optimization.steps if optimization.steps is not None else (optimization.epochs or 0) * steps_per_epoch
+
+
+def check_against_data(job: Job, data: Datasets) -> None:
+    """What can only be seen once the data is known: a loader for every worker count, and the schedule's length.
+
+    Raises:
+        InputError: the batch does not fit the data or the workers, or the warm-up outlasts the training.
+    """
+    for workers in job.resources.worker_range:
+        loader = Loader(
+            data.train,
+            batch_size=job.optimization.batch_size,
+            seed=0,
+            rank=0,
+            world_size=workers,
+            device=torch.device("cpu"),
+        )
+    problem = job.optimization.schedule.check(total_steps(job, loader.steps_per_epoch) / loader.steps_per_epoch)
+    if problem:
+        raise InputError(Problem(problem, "optimization.schedule"))
