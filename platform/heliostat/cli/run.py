@@ -83,13 +83,16 @@ def run_chain(chain: Chain, *, json: bool) -> None:
     from heliostat.training.launch import Finished, Watcher
 
     done: list[Finished] = []
+    order = [stage.name for stage in chain.stages]
     with ExitStack() as shown:
         display = Display(quiet=json)
 
         def announce(stage: Stage, name: str) -> Watcher:
             nonlocal display
             display = Display(quiet=json)
-            display.console.rule(f"{name}: stage {len(done) + 1} of those to run", align="left")
+            display.console.rule(
+                f"stage {stage.name} ({order.index(stage.name) + 1} of {len(order)}): {name}", align="left"
+            )
             display.job(stage.job)
             shown.enter_context(display)
             return display
