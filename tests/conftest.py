@@ -55,7 +55,7 @@ def on_workers(tmp_path: Path) -> OnWorkers:
         for worker in workers:
             worker.start()
         for worker in workers:
-            worker.join(2 * SECONDS)
+            worker.join(5 * SECONDS)
             worker.kill()
         codes = [worker.exitcode for worker in workers]
         assert codes == [0] * world_size, f"workers ended with {codes}; their errors stand in the captured output"
