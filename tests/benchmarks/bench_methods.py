@@ -246,7 +246,7 @@ def naive_dino(data: ImageData) -> tuple[Callable[[int], object], Callable[[int]
 
 def rows(quick: bool = False) -> list[dict[str, Any]]:
     """Images per second of each method over its hand-written step, and of multi-crop over a pass for each crop."""
-    steps, found, data = 3 if quick else 30, [], labelled()
+    steps, found, data = 3 if quick else 16, [], labelled()
     for method in METHODS:
         work = job(method)
         with tempfile.TemporaryDirectory() as folder:
