@@ -175,8 +175,8 @@ class MoCo(Algorithm):
         """(B, D), of any length."""
         order = None
         if groups is not None and world_size() == 1:
-            # All rows are here: side by side, the rows of a group are served by torch's own kernel, which halves the
-            # time of normalisation. This is what the paper calls shuffling.
+            # All rows are here: side by side, the rows of a group can be given to torch's own kernel. This is what the
+            # paper calls shuffling.
             order, groups = torch.argsort(groups, stable=True), None
             views = views[order]
         with assigned(self.key_backbone, self.config.batch_norm_groups, groups):
