@@ -2,8 +2,8 @@
 
 An algorithm is a ``torch.nn.Module`` with four more duties: turn stored samples into what the network sees
 (``prepare``), compute the loss (``forward``), keep its other state in step (``before_step``, ``after_backward``,
-``after_step``), and show features to probes (``features``). The loop owns everything else: devices, workers,
-precision, optimiser, clock, checkpoints. In each step it calls, in this order,
+``after_step``), and show to probes what it learned (``encoder``, ``whole``). The loop owns everything else: devices,
+workers, precision, optimiser, clock, checkpoints. In each step it calls, in this order,
 
     before_step - prepare - forward - (backward) - after_backward - (clip, update) - after_step
 """
@@ -18,6 +18,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from torch import Tensor, nn
 
+from heliostat_algorithms.encoder import Encoder
 from heliostat_algorithms.randomness import Random
 
 COLLAPSED_SPREAD = 0.02
@@ -26,8 +27,9 @@ evenly over the dimensions. Untrained ResNets stay above it. Untrained Vision Tr
 looks for a collapse gives a training some time."""
 
 Batch: TypeAlias = Mapping[str, Tensor]
-"""This worker's rows of a global batch. Images: ``image`` (B, C, H, W) uint8; ``label`` (B,) int64 where the data has
-labels; ``index`` (B,) int64, the sample's position in the data set."""
+"""This worker's rows of a global batch. Images: ``image`` (B, C, H, W) uint8; clips, for algorithms with ``video``:
+``video`` (B, T, C, H, W) uint8; ``label`` (B,) int64 where the data has labels; ``index`` (B,) int64, the sample's
+position in the data set."""
 
 Inputs: TypeAlias = Mapping[str, Tensor]
 """What ``prepare`` makes of a batch: views, masks, noise; on the training device, but for what decides how much is
@@ -43,9 +45,11 @@ class DataSpec:
     """What an algorithm may know of the data before it sees a batch."""
 
     image_shape: tuple[int, int, int]
-    """(C, H, W) of a stored image."""
+    """(C, H, W) of a stored image, or of a frame."""
     classes: int | None
     """How many classes; None where the data has no labels."""
+    frames: int | None = None
+    """T, the frames of a clip; None for images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +99,15 @@ class ParameterGroup:
     """Factor on the learning rate: layer-wise decay, slower patch embeddings."""
 
 
+@dataclass(frozen=True)
+class Panels:
+    """Pictures of some samples, for people: a row for each sample, a column for each title."""
+
+    titles: tuple[str, ...]
+    images: Tensor
+    """(N, columns, C, H, W) in [0, 1]."""
+
+
 class Algorithm(nn.Module, ABC):
     """One paper. Subclasses hold a frozen dataclass ``Config`` and are built as ``cls(config, data)``."""
 
@@ -105,6 +118,9 @@ class Algorithm(nn.Module, ABC):
     separable: ClassVar[bool] = False
     """Whether the loss is a plain mean over samples, so that a batch may be split and its gradients summed. False for
     losses that compare the samples of a batch and for networks with batch normalisation."""
+    video: ClassVar[bool] = False
+    """Whether the clips of video data come whole. Other algorithms are given one random frame of each clip as an image,
+    and judged by the mean of their features of all frames."""
 
     def __init__(self, config: Any, data: DataSpec) -> None:
         super().__init__()
@@ -134,9 +150,27 @@ class Algorithm(nn.Module, ABC):
     def after_step(self, clock: Clock) -> None:
         """Update what the optimiser does not: teachers, queues, centres. Without gradient."""
 
-    @abstractmethod
+    def encoder(self) -> Encoder | None:
+        """The network that the method is judged by, and that others may begin from; None where there is none."""
+        return None
+
+    def whole(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8, clips (B, T, C, H, W) -> what the encoder is shown of whole samples, without chance."""
+        raise NotImplementedError(f"{type(self).__name__} has no encoder")
+
     def features(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> (B, D): what probes judge. Called in evaluation mode, without gradient."""
+        """(B, C, H, W) uint8, or clips (B, T, C, H, W) -> (B, D): what probes judge. Called in evaluation mode, without
+        gradient but for fine-tuning."""
+        encoder = self.encoder()
+        if encoder is None:
+            raise NotImplementedError(f"{type(self).__name__} has no encoder")
+        h: Tensor = encoder(self.whole(images))
+        return h
+
+    def token_features(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8, or clips (B, T, C, H, W) -> (B, N, D): what attentive probes judge."""
+        encoder = self.encoder()
+        return self.features(images).unsqueeze(1) if encoder is None else encoder.sequence(self.whole(images))
 
     def other_features(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
         """Networks that are judged beside ``features``, by name: the student beside the teacher, or the other way
@@ -153,7 +187,13 @@ class Algorithm(nn.Module, ABC):
 
     def attention_maps(self, images: Tensor) -> Tensor | None:
         """(B, C, H, W) uint8 -> (B, heads, h, w): where each head of the last layer looks; None without attention."""
-        return None
+        encoder = self.encoder()
+        return None if encoder is None or self.video else encoder.attention(self.whole(images))
+
+    def pictures(self, batch: Batch, random: Random) -> Mapping[str, Panels]:
+        """Pictures of what the method does with some samples, by name: reconstructions, masks. Called in evaluation
+        mode, without gradient."""
+        return {}
 
     def begin_from(self, other: Algorithm) -> None:
         """Take over what a finished training of ``other`` learned. By default ``other`` is of the same kind and shape,

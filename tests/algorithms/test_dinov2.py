@@ -104,9 +104,9 @@ def reference(algorithm: DINOv2, inputs: dict[str, Tensor], step: int) -> dict[s
 
     with torch.no_grad():
         seen = teacher.backbone.tokens(inputs["global"])
-        t, t_patches = logits(teacher, seen.cls, seen.patches)
+        t, t_patches = logits(teacher, seen.feature, seen.patches)
         seen = student.backbone.tokens(inputs["global"], masked=inputs["masked"], keep=inputs.get("global_keep"))
-        s, s_patches = logits(student, seen.cls, seen.patches)
+        s, s_patches = logits(student, seen.feature, seen.patches)
         local = student.backbone(inputs["local"], inputs.get("local_keep"))
         s_local = numbers(student.head(local))
     if c.centering == "centring":
@@ -129,7 +129,7 @@ def reference(algorithm: DINOv2, inputs: dict[str, Tensor], step: int) -> dict[s
         if own:
             ibot += sum(cross_entropy(q_patches[[i]], s_patches[[i]]) for i in own) / len(own) / (2 * B)
     apart = 0.0
-    for one_crop in numbers(seen.cls).reshape(2, B, -1):
+    for one_crop in numbers(seen.feature).reshape(2, B, -1):
         unit = one_crop / np.linalg.norm(one_crop, axis=1, keepdims=True)
         nearest = [min(np.linalg.norm(a - b) for j, b in enumerate(unit) if j != i) for i, a in enumerate(unit)]
         apart += -float(np.log(np.array(nearest) + 1e-8).mean())
@@ -298,7 +298,7 @@ def test_centres_take_in_the_teachers_outputs_after_their_use() -> None:
     with torch.no_grad():
         seen = algorithm.teacher.backbone.tokens(inputs["global"])
         outputs = {
-            "centre": algorithm.teacher.head(seen.cls),
+            "centre": algorithm.teacher.head(seen.feature),
             "patch_centre": algorithm.teacher.patch_head(seen.patches[inputs["masked"]]),  # type: ignore[misc]
         }
     algorithm(inputs, clock())

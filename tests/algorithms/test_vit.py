@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heliostat_algorithms.backbones import ViTBase, ViTGiant, ViTHuge, ViTLarge, ViTSmall, ViTTiny
+from heliostat_algorithms.backbones.positions import interpolate_positions, sincos_positions
 from heliostat_algorithms.backbones.transformer import Attention, SwiGLU
-from heliostat_algorithms.backbones.vit import VisionTransformer, interpolate_positions, sincos_positions
+from heliostat_algorithms.backbones.vit import VisionTransformer
 from heliostat_algorithms.teachers import teacher_of
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
@@ -165,7 +166,7 @@ def test_the_network_follows_its_formulas(options: dict[str, Any], channels: int
         np.testing.assert_allclose(weights[b].flatten(1), attended[:, 0, 1 + R :], rtol=tolerance, atol=tolerance)
         hidden = None if masked is None else masked[b].tolist()
         expected, _ = reference(network, pixels[b], masked=hidden, keep=keep[b].tolist())
-        together = torch.cat([found.cls[b : b + 1], found.registers[b], found.patches[b]])
+        together = torch.cat([found.feature[b : b + 1], found.registers[b], found.patches[b]])
         np.testing.assert_allclose(together, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -175,10 +176,10 @@ def test_features_are_the_class_token_of_the_tokens() -> None:
     pixels, pull = images(3), torch.randn(3, 8, dtype=torch.float64)
     keep = torch.tensor([[1.0, 2.0, 0.0, 1.5], [2.0, 0.0, 2.0, 0.0], [0.0, 0.0, 1.0, 3.0]])
     features, tokens = network(pixels, keep), network.tokens(pixels, keep=keep)
-    torch.testing.assert_close(features, tokens.cls, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(features, tokens.feature, rtol=1e-12, atol=1e-13)
     parameters = list(network.parameters())
     found = torch.autograd.grad((features * pull).sum(), parameters)
-    expected = torch.autograd.grad((tokens.cls * pull).sum(), parameters)
+    expected = torch.autograd.grad((tokens.feature * pull).sum(), parameters)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -432,10 +433,10 @@ def test_patches_are_a_set_but_for_their_positions() -> None:
         moved = network.tokens(shuffled)
         network.pos_embed[0, 1:] = network.pos_embed[0, 1:][order]
         after = network.tokens(shuffled)
-    torch.testing.assert_close(after.cls, before.cls, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(after.feature, before.feature, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(after.registers, before.registers, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(after.patches, before.patches[:, order], rtol=1e-10, atol=1e-12)
-    assert not torch.allclose(moved.cls, before.cls)
+    assert not torch.allclose(moved.feature, before.feature)
 
 
 def test_attention_weights_sum_to_one_and_are_those_of_the_forward_pass() -> None:
@@ -474,8 +475,8 @@ def test_masked_patches_are_not_seen_but_keep_their_positions() -> None:
         assert not torch.allclose(a.patches[0, 0], a.patches[0, 3])  # told apart by their positions alone
         visible = network.tokens(pixels, masked=torch.zeros(1, 4, dtype=torch.bool))
         torch.testing.assert_close(visible.patches, network.tokens(pixels).patches)
-        assert not torch.allclose(visible.cls, a.cls)
-    network.tokens(pixels, masked=masked).cls.sum().backward()
+        assert not torch.allclose(visible.feature, a.feature)
+    network.tokens(pixels, masked=masked).feature.sum().backward()
     assert network.mask_token is not None
     assert network.mask_token.grad is not None
     assert network.mask_token.grad.abs().min() > 0
@@ -517,7 +518,7 @@ def test_half_precision_keeps_the_residual_stream_in_single() -> None:
     keep = torch.tensor([[1.0, 0.0, 2.0, 1.0], [2.0, 2.0, 0.0, 0.0]])
     pixels = images(2).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        for tokens in (network._embed(pixels, None), network._encode(pixels, None, keep), network(pixels, keep)):
+        for tokens in (network._embed(pixels), network._encode(pixels, keep=keep), network(pixels, keep)):
             assert tokens.dtype == torch.float32
         half = network(pixels, keep)
     torch.testing.assert_close(half, network(pixels, keep), rtol=0.1, atol=0.1)

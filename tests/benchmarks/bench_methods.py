@@ -169,14 +169,14 @@ def dinov2(model: Any, batch: Tensor, random: Random) -> Tensor:
     with torch.no_grad():
         average(model.teacher, model.student, 0.992)
         seen = model.teacher.backbone.tokens(large)
-        cls, patches = model.teacher.logits(seen.cls.roll(len(batch), 0), seen.patches.flatten(0, 1)[places])
+        cls, patches = model.teacher.logits(seen.feature.roll(len(batch), 0), seen.patches.flatten(0, 1)[places])
         teacher, targets = list(sinkhorn(cls).chunk(2))[::-1], sinkhorn(patches)
     seen = model.student.backbone.tokens(large, masked=masked, keep=keep_large)
     small = model.student.backbone(torch.cat(views[2:]), keep_small)
-    logits, guesses = model.student.logits(torch.cat([seen.cls, small]), seen.patches.flatten(0, 1)[places])
+    logits, guesses = model.student.logits(torch.cat([seen.feature, small]), seen.patches.flatten(0, 1)[places])
     hidden = masked.sum(1)[places // masked.shape[1]]
     ibot = (-(targets * F.log_softmax(guesses / 0.1, dim=1)).sum(1) / hidden).sum() / len(masked)
-    spread = koleo(seen.cls[: len(batch)]) + koleo(seen.cls[len(batch) :])
+    spread = koleo(seen.feature[: len(batch)]) + koleo(seen.feature[len(batch) :])
     return distillation(list(logits.chunk(len(views))), teacher) + ibot + 0.1 * spread
 
 

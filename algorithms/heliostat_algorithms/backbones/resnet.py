@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heliostat_algorithms.encoder import Encoder
+
 
 class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions and a shortcut; figure 5, left."""
@@ -166,7 +168,7 @@ Block: TypeAlias = type[BasicBlock] | type[Bottleneck]
 """A kind of residual block."""
 
 
-class ResNet(nn.Module):
+class ResNet(Encoder):
     """Four stages of residual blocks, averaged over positions.
 
     Args:
@@ -221,9 +223,17 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D)."""
+        return torch.flatten(self._map(images), 2).mean(dim=2)
+
+    def sequence(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, D): the last feature map, row by row."""
+        return torch.flatten(self._map(images), 2).transpose(1, 2)
+
+    def _map(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D, h, w)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return torch.flatten(x, 2).mean(dim=2)
+        h: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return h
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,8 @@ With the options of later work: LayerScale (2103.17239, section 2), stochastic d
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Literal
 
 import torch
@@ -132,8 +134,10 @@ class Block(nn.Module):
         return add_branch(x, lambda rows: self.ls2(self.mlp(self.norm2(rows))), feed_forward)
 
 
-Initialization = Literal["trunc-normal", "xavier"]
+Initialization = Literal["trunc-normal", "trunc-normal-by-depth", "xavier"]
 """How linear layers begin."""
+
+_LAST_OF_BRANCH = re.compile(r"\bblocks\.(\d+)\.(?:attn\.proj|mlp\.fc2|mlp\.w3)$")
 
 
 @torch.no_grad()
@@ -141,6 +145,8 @@ def initialize(module: nn.Module, how: Initialization) -> None:
     """Draw the weights of all linear layers anew and set their biases to 0.
 
     "trunc-normal": standard deviation 0.02, as in DeiT, DINO and DINOv2 (cut at +-2, which is never reached).
+    "trunc-normal-by-depth": the same, then the last matrix of each residual branch of block l (from 1) is divided by
+    sqrt(2 l), as in BEiT, I-JEPA and V-JEPA.
     "xavier": uniform by Glorot and Bengio 2010, as in the ViT paper's code and MoCo v3, queries, keys and values as the
     three matrices they are. (MAE's code takes them as one, which makes them smaller by the factor sqrt(2).)
     """
@@ -153,3 +159,6 @@ def initialize(module: nn.Module, how: Initialization) -> None:
                     nn.init.trunc_normal_(matrix, std=0.02)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+            last = _LAST_OF_BRANCH.search(name)
+            if how == "trunc-normal-by-depth" and last:
+                part.weight /= math.sqrt(2 * (int(last[1]) + 1))

@@ -23,22 +23,23 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heliostat_algorithms.backbones.drop_path import Kept, kept_rows
+from heliostat_algorithms.backbones.positions import interpolate_positions, sincos_positions
 from heliostat_algorithms.backbones.transformer import Block, Initialization, initialize
+from heliostat_algorithms.encoder import Encoder
 
 
 class Tokens(NamedTuple):
     """What the encoder makes of an image, after the final norm."""
 
-    cls: Tensor
-    """(B, D)."""
+    feature: Tensor
+    """(B, D): the CLS token, or the mean of the patches."""
     registers: Tensor
     """(B, R, D)."""
     patches: Tensor
-    """(B, N, D), row by row."""
+    """(B, N, D), row by row, or in the order of ``visible``."""
 
 
 class PatchEmbedding(nn.Module):
@@ -54,7 +55,7 @@ class PatchEmbedding(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Encoder):
     """A Vision Transformer for images of so many channels and, unless ``position_grid`` says otherwise, positions for
     images of this (height, width); those of other sizes are interpolated.
 
@@ -76,13 +77,16 @@ class VisionTransformer(nn.Module):
         if config.position_grid is not None:
             self.position_grid = (config.position_grid, config.position_grid)
 
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if config.class_token else None
+        self.first = int(config.class_token)
+        """Where the positions of patches begin: after that of CLS."""
+        self.pool = config.pool
         self.fixed_positions = config.positions == "sincos"
         if self.fixed_positions:
-            self.register_buffer("pos_embed", sincos_positions(self.position_grid, width), persistent=False)
+            self.register_buffer("pos_embed", self._fixed(self.position_grid), persistent=False)
         else:
             down, across = self.position_grid
-            self.pos_embed = nn.Parameter(torch.empty(1, 1 + down * across, width))
+            self.pos_embed = nn.Parameter(torch.empty(1, self.first + down * across, width))
         self.register_tokens = nn.Parameter(torch.empty(1, self.registers, width)) if self.registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, width)) if config.mask_token else None
         self.patch_embed = PatchEmbedding(channels, config.patch_size, width)
@@ -109,36 +113,68 @@ class VisionTransformer(nn.Module):
             self.patch_embed.requires_grad_(False)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, D), the CLS token after the final norm; ``keep`` as in ``tokens``."""
-        features: Tensor = self.norm(self._encode(images, None, keep, outputs=1)[:, 0])
+        """(B, C, H, W) -> (B, D), after the final norm: CLS, or the mean of the patches; ``keep`` as in ``tokens``."""
+        if self.pool == "mean":
+            return self.tokens(images, keep=keep).feature
+        features: Tensor = self.norm(self._encode(images, keep=keep, outputs=1)[:, 0])
         return features
 
-    def tokens(self, images: Tensor, *, masked: Tensor | None = None, keep: Tensor | None = None) -> Tokens:
+    def tokens(
+        self,
+        images: Tensor,
+        *,
+        masked: Tensor | None = None,
+        visible: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tokens:
         """All tokens after the final norm.
 
         Args:
             images: (B, C, H, W) of any size that the patches divide.
             masked: (B, N) bool: the patches that the mask token takes the place of, before positions are added.
+            visible: (B, K) int64: the patches that are encoded, each with its own position. The others are left out:
+                the encoder computes K tokens in place of N.
             keep: (B, branches) the factor of each residual branch for each sample, of ``draw_keep``; best on the CPU,
                 where branches that are left out are not computed. None: all branches.
 
         Raises:
             ValueError: the shapes do not fit, or there is no mask token.
         """
-        x = self.norm(self._encode(images, masked, keep))
-        first = 1 + self.registers
-        return Tokens(x[:, 0], x[:, 1:first], x[:, first:])
+        x = self.norm(self._encode(images, masked, visible, keep))
+        registers, patches = x.tensor_split([self.first + self.registers], dim=1)
+        return Tokens(patches.mean(dim=1) if self.pool == "mean" else x[:, 0], registers[:, self.first :], patches)
+
+    def sequence(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N', D): CLS, where there is one, and the patches, after the final norm."""
+        x: Tensor = self.norm(self._encode(images))
+        return torch.cat([x[:, : self.first], x[:, self.first + self.registers :]], dim=1)
 
     def attention(self, images: Tensor) -> Tensor:
-        """(B, heads, h, w): how CLS weighs the patches in each head of the last block. The softmax is over all tokens,
-        so that the patches' weights sum to less than 1."""
-        x = self._embed(images, None)
+        """(B, heads, h, w): how CLS weighs the patches in each head of the last block; without CLS, how the patches do
+        on average. The softmax is over all tokens, so that with CLS the patches' weights sum to less than 1."""
+        x = self._embed(images)
         for block in self.blocks[:-1]:
             x = block(x)
         last = self.blocks[-1]
-        weights: Tensor = last.attn.weights(last.norm1(x), outputs=1)  # type: ignore[operator, union-attr]
+        outputs = 1 if self.cls_token is not None else None
+        weights: Tensor = last.attn.weights(last.norm1(x), outputs=outputs)  # type: ignore[operator, union-attr]
         grid = self.grid((images.shape[2], images.shape[3]))
-        return weights[:, :, 0, 1 + self.registers :].reshape(len(x), -1, *grid)
+        return weights.mean(dim=2)[:, :, self.first + self.registers :].reshape(len(x), -1, *grid)
+
+    def positions_of(self, other: VisionTransformer) -> Tensor:
+        """(1, CLS + N, D): the learned positions of another network on this one's grid, resampled as that one would do
+        it for images of this size (section 3.2), so that its outputs stay the same.
+
+        Raises:
+            ValueError: one of them has a CLS token, the other has not.
+        """
+        if self.first != other.first:
+            raise ValueError("one of the two Vision Transformers has a class token, the other has not")
+        if self.position_grid == other.position_grid:
+            return other.pos_embed.detach()
+        learned = other.pos_embed.detach()[0, self.first :].view(*other.position_grid, -1)
+        patches = interpolate_positions(learned, self.position_grid, other.interpolation_offset)
+        return torch.cat([other.pos_embed.detach()[:, : self.first], patches.flatten(0, 1).unsqueeze(0)], dim=1)
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """How many patches go down and across an image of this (height, width).
@@ -176,9 +212,16 @@ class VisionTransformer(nn.Module):
             return 0
         raise ValueError(f"a Vision Transformer has no parameter {name}")
 
-    def _encode(self, images: Tensor, masked: Tensor | None, keep: Tensor | None, outputs: int | None = None) -> Tensor:
-        """The tokens (B, 1 + R + N, D) after the last block, or the first ones alone (B, outputs, D)."""
-        x = self._embed(images, masked)
+    def _encode(
+        self,
+        images: Tensor,
+        masked: Tensor | None = None,
+        visible: Tensor | None = None,
+        keep: Tensor | None = None,
+        outputs: int | None = None,
+    ) -> Tensor:
+        """The tokens (B, CLS + R + N, D) after the last block, or the first ones alone (B, outputs, D)."""
+        x = self._embed(images, masked, visible)
         plan: list[Kept | None] = [None] * self.branches
         if keep is not None:
             if keep.shape != (len(x), self.branches):
@@ -190,8 +233,8 @@ class VisionTransformer(nn.Module):
             x = block(x, plan[2 * number], plan[2 * number + 1], outputs if last else None)
         return x
 
-    def _embed(self, images: Tensor, masked: Tensor | None) -> Tensor:
-        """CLS, registers and patches (B, 1 + R + N, D), with positions but for registers."""
+    def _embed(self, images: Tensor, masked: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
+        """CLS, registers and patches (B, CLS + R + N, D), with positions but for registers."""
         grid = self.grid((images.shape[2], images.shape[3]))
         patches = self.patch_embed(images)
         if masked is not None:
@@ -201,59 +244,30 @@ class VisionTransformer(nn.Module):
                 raise ValueError(f"masked is {tuple(masked.shape)}; (samples, patches) are {tuple(patches.shape[:2])}")
             patches = torch.where(masked.unsqueeze(2), self.mask_token.to(patches.dtype), patches)
         positions = self._positions(grid)
-        patches = patches + positions[:, 1:]
-        parts = [(self.cls_token + positions[:, :1]).expand(len(patches), -1, -1), patches]
+        patches = patches + positions[:, self.first :]
+        if visible is not None:
+            if visible.ndim != 2 or len(visible) != len(patches):
+                raise ValueError(f"visible is {tuple(visible.shape)}; it lists patches for each of {len(patches)} rows")
+            patches = patches.gather(1, visible.unsqueeze(2).expand(-1, -1, patches.shape[2]))
+        parts = [patches]
         if self.register_tokens is not None:
-            parts.insert(1, self.register_tokens.expand(len(patches), -1, -1))
+            parts.insert(0, self.register_tokens.expand(len(patches), -1, -1))
+        if self.cls_token is not None:
+            parts.insert(0, (self.cls_token + positions[:, :1]).expand(len(patches), -1, -1))
         return torch.cat(parts, dim=1)
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
-        """(1, 1 + N, D): those of CLS and of each patch of this grid."""
+        """(1, CLS + N, D): those of CLS, where there is one, and of each patch of this grid."""
         if grid == self.position_grid:
             return self.pos_embed
         if self.fixed_positions:
-            return sincos_positions(grid, self.feature_dim).to(self.pos_embed)
-        learned = self.pos_embed[0, 1:].view(*self.position_grid, -1)
+            return self._fixed(grid).to(self.pos_embed)
+        learned = self.pos_embed[0, self.first :].view(*self.position_grid, -1)
         patches = interpolate_positions(learned, grid, self.interpolation_offset).flatten(0, 1).unsqueeze(0)
-        return torch.cat([self.pos_embed[:, :1], patches.to(self.pos_embed.dtype)], dim=1)
+        return torch.cat([self.pos_embed[:, : self.first], patches.to(self.pos_embed.dtype)], dim=1)
 
-
-def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
-    """(1, 1 + N, D) float32, fixed: 0 for CLS; for the patch in row r and column c, with D / 4 frequencies
-    w_k = 10000^(-4 k / D), the sines of r w_k, their cosines, the sines of c w_k, and their cosines (MoCo v3)."""
-    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    down, across = (torch.arange(side, dtype=torch.float64)[:, None] * frequencies for side in grid)
-    rows = torch.cat([down.sin(), down.cos()], dim=1)[:, None].expand(-1, grid[1], -1)
-    columns = torch.cat([across.sin(), across.cos()], dim=1)[None].expand(grid[0], -1, -1)
-    patches = torch.cat([rows, columns], dim=2).flatten(0, 1)
-    return F.pad(patches, (0, 0, 1, 0)).unsqueeze(0).float()
-
-
-def interpolate_positions(positions: Tensor, grid: tuple[int, int], offset: float = 0.0) -> Tensor:
-    """Learned positions (h, w, D) for another grid (H, W, D): bicubic, without antialiasing.
-
-    ``torch.nn.functional.interpolate`` gives the same values. As two products with the matrices of the two axes the
-    gradient is also the same in every run on a GPU, where torch sums it in any order, and it is quicker there.
-
-    Args:
-        positions: those of the grid that was learned.
-        grid: the one that is wanted.
-        offset: added to the wanted size where the distance between samples is computed; see ``ViTConfig``.
-    """
-    with torch.autocast(positions.device.type, enabled=False):
-        x = positions.to(torch.promote_types(positions.dtype, torch.float32))
-        down, across = (_bicubic(x.shape[axis], grid[axis], offset).to(x) for axis in (0, 1))
-        return torch.einsum("Ww,Hwd->HWd", across, torch.einsum("Hh,hwd->Hwd", down, x))
-
-
-def _bicubic(old: int, new: int, offset: float) -> Tensor:
-    """(new, old) float64: the share of each old sample in each new one along one axis, from resampled unit vectors."""
-    units = torch.eye(old, dtype=torch.float64, device="cpu").view(1, old, old, 1)
-    if offset:
-        resampled = F.interpolate(units, scale_factor=((new + offset) / old, 1.0), mode="bicubic")
-    else:
-        resampled = F.interpolate(units, size=(new, 1), mode="bicubic")
-    return resampled[0, :, :, 0].T
+    def _fixed(self, grid: tuple[int, int]) -> Tensor:
+        return sincos_positions(grid, self.feature_dim)[:, 1 - self.first :]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,9 +305,14 @@ class ViTConfig:
     """Added to the grid of other image sizes when positions are interpolated, at least 0 and below 1. DINO's and
     DINOv2's codes take 0.1 against rounding, which shifts the positions a little: needed with their weights."""
     mask_token: bool = False
-    """A learned token in place of masked patches, for methods that mask."""
+    """A learned token in place of masked patches, for methods that show the encoder something there (iBOT, DINOv2)."""
+    class_token: bool = True
+    """The CLS token; I-JEPA has none."""
+    pool: Literal["cls", "mean"] = "cls"
+    """What the feature is: the CLS token, or the mean of the patches."""
     initialization: Initialization = "trunc-normal"
-    """How weights begin: ``trunc-normal`` as in DINO and DINOv2, ``xavier`` as in the ViT paper's code and MoCo v3."""
+    """How weights begin: ``trunc-normal`` as in DINO and DINOv2, ``trunc-normal-by-depth`` as in I-JEPA and V-JEPA,
+    ``xavier`` as in the ViT paper's code, MoCo v3 and MAE."""
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "width", "depth", "heads"):
@@ -311,6 +330,8 @@ class ViTConfig:
             raise ValueError(f"sincos positions need a width that 4 divides, not {self.width}")
         if self.position_grid is not None and self.position_grid < 1:
             raise ValueError(f"position_grid is {self.position_grid}; it must be at least 1")
+        if self.pool == "cls" and not self.class_token:
+            raise ValueError("without a class token the feature cannot be it; set pool: mean")
         if not 0 <= self.interpolation_offset < 1:
             raise ValueError(f"interpolation_offset is {self.interpolation_offset}; it must be at least 0 and below 1")
 

@@ -21,6 +21,7 @@ from heliostat_algorithms.augmentation.multi_crop import MultiCrop
 from heliostat_algorithms.backbones import BackboneConfig, VisionTransformer, ViTSmall
 from heliostat_algorithms.backbones.drop_path import draw_keep, linear_rates
 from heliostat_algorithms.collectives import mean_over_workers
+from heliostat_algorithms.encoder import Encoder
 from heliostat_algorithms.heads.dino import DINOHead
 from heliostat_algorithms.objectives.self_distillation import centred_probabilities, self_distillation, teacher_signals
 from heliostat_algorithms.objectives.spread import spread
@@ -198,10 +199,13 @@ class DINO(Algorithm):
             centre.lerp_(mean_over_workers(self._teacher_mean).to(centre.dtype), 1 - self.config.centre_momentum)
             self._teacher_mean = None
 
-    def features(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> the teacher's h (B, D), of the whole image at the size of the global crops."""
-        h: Tensor = self.teacher_backbone(self.config.views.first_global.whole(images))
-        return h
+    def encoder(self) -> Encoder:
+        """The teacher's backbone."""
+        return self.teacher_backbone
+
+    def whole(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> the whole images at the size of the views, in [0, 1]."""
+        return self.config.views.first_global.whole(images)
 
     def other_features(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
         """``student``: its h, as ``features`` gives the teacher's."""
@@ -213,13 +217,6 @@ class DINO(Algorithm):
         first = self.teacher_backbone(views.first_global(batch["image"], random.within("global0")))
         second = self.teacher_backbone(views.second_global(batch["image"], random.within("global1")))
         return first, second
-
-    def attention_maps(self, images: Tensor) -> Tensor | None:
-        """(B, C, H, W) uint8 -> (B, heads, h, w): where the teacher's CLS token looks in the last block; None for a
-        ResNet."""
-        if not isinstance(self.teacher_backbone, VisionTransformer):
-            return None
-        return self.teacher_backbone.attention(self.config.views.first_global.whole(images))
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
         """As all methods, and the two ways in which the teacher itself can collapse (section 5.3). An untrained

@@ -21,8 +21,8 @@ from heliostat_algorithms.algorithm import Algorithm, Batch, Clock, DataSpec, In
 from heliostat_algorithms.augmentation.multi_crop import MultiCrop
 from heliostat_algorithms.backbones import VisionTransformer, ViTBackboneConfig, ViTLarge
 from heliostat_algorithms.backbones.drop_path import draw_keep, uniform_rates
-from heliostat_algorithms.backbones.vit import interpolate_positions
 from heliostat_algorithms.collectives import mean_over_workers, sum_over_workers
+from heliostat_algorithms.encoder import Encoder
 from heliostat_algorithms.heads.dino import DINOHead
 from heliostat_algorithms.masking.blocks import BlockMasking
 from heliostat_algorithms.objectives.ibot import masked_patch_loss
@@ -252,7 +252,7 @@ class DINOv2(Algorithm):
         seen = self.student.backbone.tokens(
             inputs["global"], masked=inputs.get("masked"), keep=inputs.get("global_keep")
         )
-        cls = seen.cls
+        cls = seen.feature
         if "local" in inputs:
             cls = torch.cat([cls, self.student.backbone(inputs["local"], inputs.get("local_keep"))])
         logits, patch_logits = self.student.logits(cls, _chosen(seen.patches, inputs))
@@ -270,11 +270,11 @@ class DINOv2(Algorithm):
             loss = loss + c.ibot_weight * ibot
             metrics["ibot"] = ibot
         if c.koleo_weight:
-            first, second = seen.cls.chunk(2)  # two crops of an image are meant to be alike
+            first, second = seen.feature.chunk(2)  # two crops of an image are meant to be alike
             apart = koleo(first) + koleo(second)
             loss = loss + c.koleo_weight * apart
             metrics["koleo"] = apart
-        metrics |= {"feature_std": spread(seen.cls), **teacher_signals(targets)}
+        metrics |= {"feature_std": spread(seen.feature), **teacher_signals(targets)}
         # Each of the teacher's views is a target equally often: cross-entropy = entropy + divergence.
         metrics["kl_teacher_student"] = metrics["dino_global"] + metrics["dino_local"] - metrics["teacher_entropy"]
         return Step(loss, {name: value.detach() for name, value in metrics.items()})
@@ -282,7 +282,7 @@ class DINOv2(Algorithm):
     def _targets(self, inputs: Inputs, temperature: float) -> tuple[Tensor, Tensor]:
         """The teacher's distributions: (2 B, K) of the large crops, (P, K) of the patches that the student misses."""
         seen = self.teacher.backbone.tokens(inputs["global"])
-        logits, patch_logits = self.teacher.logits(seen.cls, _chosen(seen.patches, inputs))
+        logits, patch_logits = self.teacher.logits(seen.feature, _chosen(seen.patches, inputs))
         if self.config.centering == "sinkhorn-knopp":
             return sinkhorn_knopp(logits, temperature), sinkhorn_knopp(patch_logits, temperature)
         # The centres of the steps before are used now; this step's means enter them in after_step.
@@ -346,12 +346,9 @@ class DINOv2(Algorithm):
             raise ValueError(f"DINOv2 continues a DINOv2, not a {type(other).__name__}")
         state = dict(other.state_dict())
         new, old = self.student.backbone, other.student.backbone
-        if new.position_grid != old.position_grid and not (new.fixed_positions or old.fixed_positions):
-            for network in ("student", "teacher"):
-                name = f"{network}.backbone.pos_embed"
-                learned = state[name][0, 1:].unflatten(0, old.position_grid)
-                patches = interpolate_positions(learned, new.position_grid, old.interpolation_offset)
-                state[name] = torch.cat([state[name][:, :1], patches.flatten(0, 1).unsqueeze(0)], dim=1)
+        if not (new.fixed_positions or old.fixed_positions):
+            state["student.backbone.pos_embed"] = new.positions_of(old)
+            state["teacher.backbone.pos_embed"] = self.teacher.backbone.positions_of(other.teacher.backbone)
         try:
             self.load_state_dict(state)
         except RuntimeError as error:
@@ -387,10 +384,13 @@ class DINOv2(Algorithm):
             )
         return None
 
-    def features(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> the teacher's CLS token (B, D), of the whole image at the size of the large crops."""
-        h: Tensor = self.teacher.backbone(self.config.views.first_global.whole(images))
-        return h
+    def encoder(self) -> Encoder:
+        """The teacher's backbone; its CLS token is the representation."""
+        return self.teacher.backbone
+
+    def whole(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> the whole images at the size of the views, in [0, 1]."""
+        return self.config.views.first_global.whole(images)
 
     def other_features(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
         """``student``: its CLS token, as ``features`` gives the teacher's."""
@@ -402,10 +402,6 @@ class DINOv2(Algorithm):
         first = self.teacher.backbone(views.first_global(batch["image"], random.within("global0")))
         second = self.teacher.backbone(views.second_global(batch["image"], random.within("global1")))
         return first, second
-
-    def attention_maps(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> (B, heads, h, w): where the teacher's CLS token looks in the last block."""
-        return self.teacher.backbone.attention(self.config.views.first_global.whole(images))
 
 
 def _chosen(patches: Tensor, inputs: Inputs) -> Tensor:

@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 from heliostat_algorithms.algorithm import Algorithm, Batch, Clock, DataSpec, Inputs, ParameterGroup, Step
 from heliostat_algorithms.augmentation import ColorJitter, GaussianBlur, ViewAugmentation
-from heliostat_algorithms.backbones import BackboneConfig, ResNet50, VisionTransformer
+from heliostat_algorithms.backbones import BackboneConfig, ResNet50
 from heliostat_algorithms.backbones.batch_norm import GroupBatchNorm, assigned, group_batch_norm
 from heliostat_algorithms.collectives import gather_rows, world_size
+from heliostat_algorithms.encoder import Encoder
 from heliostat_algorithms.memory import Memory
 from heliostat_algorithms.objectives.info_nce import queue_info_nce
 from heliostat_algorithms.objectives.spread import spread
@@ -194,10 +195,13 @@ class MoCo(Algorithm):
         """The official code decays all parameters alike, biases and normalisation layers too."""
         return [ParameterGroup("all", list(self.trainable()), True)]
 
-    def features(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> the query encoder's h (B, D), of the whole image at the size of the views."""
-        h: Tensor = self.backbone(self.config.augmentation.whole(images))
-        return h
+    def encoder(self) -> Encoder:
+        """The query encoder."""
+        return self.backbone
+
+    def whole(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> the whole images at the size of the views, in [0, 1]."""
+        return self.config.augmentation.whole(images)
 
     def other_features(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
         """``key_encoder``: its h, as ``features`` gives the query encoder's."""
@@ -209,13 +213,6 @@ class MoCo(Algorithm):
         first = self.backbone(augment(batch["image"], random.within("first")))
         second = self.backbone(augment(batch["image"], random.within("second")))
         return first, second
-
-    def attention_maps(self, images: Tensor) -> Tensor | None:
-        """(B, C, H, W) uint8 -> (B, heads, h, w): where the query encoder's CLS token looks in the last block; None for
-        a ResNet."""
-        if not isinstance(self.backbone, VisionTransformer):
-            return None
-        return self.backbone.attention(self.config.augmentation.whole(images))
 
 
 def _head(config: MoCo.Config, in_dim: int) -> nn.Module:

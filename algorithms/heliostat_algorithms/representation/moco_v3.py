@@ -21,6 +21,7 @@ from torch import Tensor
 from heliostat_algorithms.algorithm import Algorithm, Batch, Clock, DataSpec, Inputs, ParameterGroup, Step
 from heliostat_algorithms.augmentation import ColorJitter, GaussianBlur, ViewAugmentation
 from heliostat_algorithms.backbones import BackboneConfig, VisionTransformer, ViTBase
+from heliostat_algorithms.encoder import Encoder
 from heliostat_algorithms.heads.mlp import MLP
 from heliostat_algorithms.objectives.info_nce import batch_info_nce
 from heliostat_algorithms.objectives.spread import spread
@@ -146,10 +147,13 @@ class MoCoV3(Algorithm):
             return [ParameterGroup("all", list(self.trainable()), True)]
         return super().parameter_groups()
 
-    def features(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> the query encoder's h (B, D), of the whole image at the size of the views."""
-        h: Tensor = self.backbone(self.config.first_view.whole(images))
-        return h
+    def encoder(self) -> Encoder:
+        """The query encoder."""
+        return self.backbone
+
+    def whole(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> the whole images at the size of the views, in [0, 1]."""
+        return self.config.first_view.whole(images)
 
     def other_features(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
         """``key_encoder``: its h, as ``features`` gives the query encoder's."""
@@ -160,10 +164,3 @@ class MoCoV3(Algorithm):
         first = self.backbone(self.config.first_view(batch["image"], random.within("first")))
         second = self.backbone(self.config.second_view(batch["image"], random.within("second")))
         return first, second
-
-    def attention_maps(self, images: Tensor) -> Tensor | None:
-        """(B, C, H, W) uint8 -> (B, heads, h, w): where the query encoder's CLS token looks in the last block; None for
-        a ResNet."""
-        if not isinstance(self.backbone, VisionTransformer):
-            return None
-        return self.backbone.attention(self.config.first_view.whole(images))

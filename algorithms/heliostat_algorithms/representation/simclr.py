@@ -16,6 +16,7 @@ from torch import Tensor
 from heliostat_algorithms.algorithm import Algorithm, Batch, Clock, DataSpec, Inputs, Step
 from heliostat_algorithms.augmentation import ViewAugmentation
 from heliostat_algorithms.backbones import BackboneConfig, ResNet50
+from heliostat_algorithms.encoder import Encoder
 from heliostat_algorithms.heads.projection import ProjectionHead
 from heliostat_algorithms.objectives.nt_xent import nt_xent
 from heliostat_algorithms.randomness import Random
@@ -76,10 +77,13 @@ class SimCLR(Algorithm):
         loss, metrics = nt_xent(first, second, self.config.temperature)
         return Step(loss, metrics)
 
-    def features(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> h (B, D), of the whole image at the size of the views."""
-        h: Tensor = self.backbone(self.config.augmentation.whole(images))
-        return h
+    def encoder(self) -> Encoder:
+        """The backbone f."""
+        return self.backbone
+
+    def whole(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> the whole images at the size of the views, in [0, 1]."""
+        return self.config.augmentation.whole(images)
 
     def view_pair(self, batch: Batch, random: Random) -> tuple[Tensor, Tensor]:
         """h (B, D) of two views of each image."""

@@ -19,6 +19,7 @@ from heliostat_algorithms.algorithm import Algorithm, Batch, Clock, DataSpec, In
 from heliostat_algorithms.augmentation import ViewAugmentation
 from heliostat_algorithms.backbones import BackboneConfig, ResNet50
 from heliostat_algorithms.collectives import gather_rows, rank
+from heliostat_algorithms.encoder import Encoder
 from heliostat_algorithms.heads.projection import ProjectionHead
 from heliostat_algorithms.memory import Memory
 from heliostat_algorithms.objectives.nt_xent import nt_xent
@@ -117,10 +118,13 @@ class SimCLRv2(Algorithm):
             self.memory.enqueue(self._keys)
             self._keys = None
 
-    def features(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> h (B, D), of the whole image at the size of the views."""
-        h: Tensor = self.backbone(self.config.augmentation.whole(images))
-        return h
+    def encoder(self) -> Encoder:
+        """The backbone f."""
+        return self.backbone
+
+    def whole(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> the whole images at the size of the views, in [0, 1]."""
+        return self.config.augmentation.whole(images)
 
     def other_features(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
         """With a memory, those of the key network."""

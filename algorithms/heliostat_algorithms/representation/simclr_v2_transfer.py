@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from heliostat_algorithms.algorithm import Algorithm, Batch, Clock, DataSpec, Inputs, ParameterGroup, Step
 from heliostat_algorithms.augmentation import ColorJitter, GaussianBlur, ViewAugmentation
 from heliostat_algorithms.backbones import BackboneConfig, ResNet50
+from heliostat_algorithms.encoder import Encoder
 from heliostat_algorithms.objectives.spread import spread
 from heliostat_algorithms.randomness import Random
 from heliostat_algorithms.representation.simclr import SimCLR
@@ -102,10 +103,13 @@ class SimCLRv2FineTune(Algorithm):
         """(B, C, H, W) uint8 -> logits (B, classes)."""
         return self.logits(self.config.augmentation.whole(images))
 
-    def features(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> the encoder's h (B, D), as in pretraining: before the layers of the head."""
-        h: Tensor = self.backbone(self.config.augmentation.whole(images))
-        return h
+    def encoder(self) -> Encoder:
+        """f, as in pretraining: before the layers of the head."""
+        return self.backbone
+
+    def whole(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> the whole images at the size of the views, in [0, 1]."""
+        return self.config.augmentation.whole(images)
 
     def begin_from(self, other: Algorithm) -> None:
         """Take the encoder and the first layers of the head of a pretraining, and leave the classifier at zero; of a
@@ -225,10 +229,13 @@ class SimCLRv2Distill(Algorithm):
         """(B, C, H, W) uint8 -> the student's logits (B, classes)."""
         return cast("Tensor", self.classifier(self.features(images)))
 
-    def features(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> h (B, D) of the student's encoder."""
-        h: Tensor = self.backbone(self.config.augmentation.whole(images))
-        return h
+    def encoder(self) -> Encoder:
+        """The student's encoder."""
+        return self.backbone
+
+    def whole(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> the whole images at the size of the views, in [0, 1]."""
+        return self.config.augmentation.whole(images)
 
     def begin_from(self, other: Algorithm) -> None:
         """Take a fine-tuned network as teacher.
