@@ -125,6 +125,11 @@ class Algorithm(nn.Module, ABC):
     def __init__(self, config: Any, data: DataSpec) -> None:
         super().__init__()
 
+    @classmethod
+    def is_separable(cls, config: Any) -> bool:
+        """``separable`` for this config; differs where an option makes the loss compare samples."""
+        return cls.separable
+
     def check(self, batch_size: int) -> None:
         """Whether this algorithm can train with a global batch of this size; called before anything is started.
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from heliostat_algorithms.algorithm import Clock, DataSpec
-from heliostat_algorithms.augmentation import ViewAugmentation
+from heliostat_algorithms.augmentation import CropAndFlip, ViewAugmentation
 from heliostat_algorithms.backbones import ResNet18, ResNet50
 from heliostat_algorithms.optimizers import Sgd
 from heliostat_algorithms.randomness import Random
 from heliostat_algorithms.representation.simclr import SimCLR
 from heliostat_algorithms.representation.simclr_v2 import SimCLRv2
-from heliostat_algorithms.representation.simclr_v2_transfer import CropAndFlip, SimCLRv2Distill, SimCLRv2FineTune
+from heliostat_algorithms.representation.simclr_v2_transfer import SimCLRv2Distill, SimCLRv2FineTune
 
 SIDE = 8
 DATA = DataSpec(image_shape=(3, SIDE, SIDE), classes=5)

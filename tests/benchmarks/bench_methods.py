@@ -19,12 +19,16 @@ from torch import Tensor, nn
 from heliostat.config.job import Job
 from heliostat.config.loading import parse
 from heliostat.data.images import ImageData
+from heliostat.training.datasets import Datasets
+from heliostat.training.loop import TrainingLoop
+from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import SilentRuntime
 from heliostat.training.state import TrainingState, build_algorithm
 from heliostat_algorithms.algorithm import Clock
 from heliostat_algorithms.backbones.drop_path import draw_keep
 from heliostat_algorithms.objectives.koleo import koleo
 from heliostat_algorithms.randomness import Random
+from heliostat_algorithms.representation.simclr_v2_transfer import SimCLRv2Distill
 from heliostat_algorithms.teachers import teacher_of
 
 Loss: TypeAlias = Callable[[Any, Tensor, Random], Tensor]
@@ -39,6 +43,7 @@ optimization:
   steps: 100000
 algorithm: """
 RESNET = "{type: resnet18, stem: cifar, width: 16}"
+NARROW = "{type: resnet18, stem: cifar, width: 8}"
 VIT = "{type: vit-tiny, patch_size: 4, width: 96, depth: 6, heads: 3}"
 CROPS = (
     "{first_global: {size: 32, blur: {probability: 0}}, second_global: {size: 32, blur: {probability: 0}}, "
@@ -53,6 +58,7 @@ METHODS = {
     "head: {prototypes: 4096, hidden: 512}}",
     "moco, 8 groups": f"{{type: moco, backbone: {RESNET}, head: mlp, queue_size: 4096, batch_norm_groups: 8}}",
     "simclr-v2-fine-tune": f"{{type: simclr-v2-fine-tune, backbone: {RESNET}}}",
+    "simclr-v2-distill": f"{{type: simclr-v2-distill, teacher: {{backbone: {RESNET}}}, backbone: {NARROW}}}",
 }
 
 
@@ -180,7 +186,15 @@ def dinov2(model: Any, batch: Tensor, random: Random) -> Tensor:
     return distillation(list(logits.chunk(len(views))), teacher) + ibot + 0.1 * spread
 
 
+def distill(model: Any, batch: Tensor, random: Random) -> Tensor:
+    with torch.no_grad():
+        view = model.config.augmentation(batch, random)
+        said = model.teacher.logits(view).softmax(dim=1)
+    return F.cross_entropy(model.classifier(model.backbone(view)), said)
+
+
 LOSSES: dict[str, Loss] = {
+    "simclr-v2-distill": distill,
     "simclr-v2": simclr_v2,
     "moco": moco,
     "moco, 8 groups": moco,
@@ -217,6 +231,15 @@ def bare_loop(work: Job, data: ImageData, loss: Loss) -> Callable[[int], object]
     return train
 
 
+def platform_loop(work: Job, data: ImageData, folder: str) -> Callable[[int], object]:
+    """One turn of the platform's loop. A distillation begins from a fine-tuned network; for its speed any teacher will
+    do."""
+    loop = TrainingLoop(work, Datasets(data, None), SilentRuntime(torch.device("cpu")), RunFolder(folder))
+    if isinstance(loop.state.algorithm, SimCLRv2Distill):
+        loop.state.algorithm.has_teacher.fill_(1)
+    return loop.turn
+
+
 def labelled(count: int = 1024) -> ImageData:
     """Coloured noise of 32 x 32 pixels with labels."""
     plain = training.images(count)
@@ -250,7 +273,7 @@ def rows(quick: bool = False) -> list[dict[str, Any]]:
     for method in METHODS:
         work = job(method)
         with tempfile.TemporaryDirectory() as folder:
-            ours = training.platform_loop(work, data, folder, SilentRuntime(torch.device("cpu")))
+            ours = platform_loop(work, data, folder)
             other = bare_loop(work, data, LOSSES.get(method, simclr_v2))
             found.append(_row(f"{method}: step over a hand-written one", work, ours, other, steps))
     found.append(

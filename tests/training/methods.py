@@ -29,6 +29,9 @@ ADAMW = (
     "optimization: {optimizer: {type: adamw, learning_rate: 0.002, per: null, weight_decay: 0.04, "
     f"final_weight_decay: 0.4}}, clip_gradient_norm: 3.0, clip_per: parameter, {REST}"
 )
+PATCHES = "{type: vit-tiny, patch_size: 2, width: 12, depth: 2, heads: 2, mlp_ratio: 2.0, positions: sincos"
+MEANS = f"{PATCHES}, class_token: false, pool: mean}}"
+CROP = "augmentation: {size: 8, crop_area: [0.4, 1.0]}"
 FINE_TUNE = f"type: simclr-v2-fine-tune, backbone: {RESNET}"
 
 METHODS: dict[str, str] = {
@@ -96,6 +99,36 @@ algorithm: {{type: dinov2, views: {CROPS}, head: {{prototypes: 16, hidden: 16, b
              backbone: {VIT[:-1]}, layer_scale: 0.1, mask_token: true}},
              masking: {{}}, teacher_momentum: {{start: 0.9, end: 1.0}}, freeze_last_layer_epochs: 0}}
 {ADAMW}
+""",
+    "mae": f"""
+algorithm: {{type: mae, backbone: {PATCHES}, initialization: xavier}}, {CROP},
+             decoder: {{width: 8, depth: 1, heads: 2}}}}
+{ADAMW}
+""",
+    "ijepa": f"""
+algorithm: {{type: ijepa, backbone: {MEANS}, {CROP}, predictor_width: 8, predictor_depth: 1,
+             masking: {{min_keep: 1}}, teacher_momentum: {{start: 0.9, end: 1.0, shape: linear}}}}
+{ADAMW}
+""",
+    "ijepa-corrected": f"""
+algorithm: {{type: ijepa, backbone: {MEANS}, {CROP}, predictor_width: 8, predictor_depth: 1, loss: smooth-l1,
+             masking: {{min_keep: 1, sampler: corrected}}}}
+{ADAMW}
+""",
+    "vjepa": f"""
+algorithm: {{type: vjepa, backbone: {MEANS}, {CROP}, predictor_width: 12, predictor_depth: 1,
+             short_range: {{sampler: corrected, group: 4}}, long_range: {{group: 4}},
+             teacher_momentum: {{start: 0.9, end: 1.0, shape: linear}}}}
+{ADAMW}
+""",
+    "vit": f"""
+algorithm: {{type: vit, backbone: {VIT}, {CROP}, mixing: {{mixup: 0.8, cutmix: 1.0}}, label_smoothing: 0.1,
+             drop_path: 0.3, layer_decay: 0.7, ema: 0.9, pre_logits: 8}}
+{ADAMW}
+""",
+    "vit-probe": f"""
+algorithm: {{type: vit, backbone: {VIT}, {CROP}, frozen: true, normalize: true, classifier_std: 0.01}}
+{LARS}
 """,
 }
 

@@ -11,10 +11,11 @@ from heliostat_algorithms.augmentation.color import (
 )
 from heliostat_algorithms.augmentation.filters import GaussianBlur, gaussian_blur, solarize
 from heliostat_algorithms.augmentation.geometry import crop_boxes, resized_crop
-from heliostat_algorithms.augmentation.views import ViewAugmentation
+from heliostat_algorithms.augmentation.views import CropAndFlip, ViewAugmentation
 
 __all__ = [
     "ColorJitter",
+    "CropAndFlip",
     "GaussianBlur",
     "ViewAugmentation",
     "adjust_brightness",

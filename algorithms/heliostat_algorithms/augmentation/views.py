@@ -129,6 +129,19 @@ class ViewAugmentation:
         return views
 
 
+@dataclass(frozen=True, kw_only=True)
+class CropAndFlip(ViewAugmentation):
+    """Random crops and flips without change of colour: where labels or masks make the task (SimCLRv2's fine-tuning,
+    MAE, supervised training)."""
+
+    jitter: ColorJitter = field(default_factory=lambda: ColorJitter(probability=0.0))
+    """Brightness, contrast, saturation and hue; off."""
+    greyscale: float = 0.0
+    """Share of the views without colour."""
+    blur: GaussianBlur = field(default_factory=lambda: GaussianBlur(probability=0.0))
+    """Gaussian blur; off."""
+
+
 def _unit_range(images: Tensor, dtype: torch.dtype) -> Tensor:
     """Of the given dtype, in [0, 1]."""
     return images.to(dtype).div_(255) if images.dtype == torch.uint8 else images.to(dtype)

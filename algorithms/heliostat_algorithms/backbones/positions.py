@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +18,30 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
     columns = torch.cat([across.sin(), across.cos()], dim=1)[None].expand(grid[0], -1, -1)
     patches = torch.cat([rows, columns], dim=2).flatten(0, 1)
     return F.pad(patches, (0, 0, 1, 0)).unsqueeze(0).float()
+
+
+def sincos_positions_3d(grid: tuple[int, int, int], width: int) -> Tensor:
+    """(N, D) float32, fixed, for the patches of a clip: frame by frame, row by row.
+
+    Depth, row and column of a patch get S = 2 * ceil(D / 6) dimensions each, in this order: with S / 2 frequencies
+    w_k = 10000^(-2 k / S), the sines of its place times w_k, then their cosines. 3 S may be larger than D; the last of
+    the column's are then left out (V-JEPA's code, with the switch ``uniform_power`` that all of its models have).
+
+    Args:
+        grid: patches in depth (time), down and across.
+        width: D.
+
+    Raises:
+        ValueError: so narrow that nothing would be left for the columns.
+    """
+    share = 2 * math.ceil(width / 6)
+    if 2 * share >= width:
+        raise ValueError(f"positions in three directions need a width of 9 or more, not {width}")
+    frequencies = 10000.0 ** (-torch.arange(share // 2, dtype=torch.float64) / (share // 2))
+    angles = (torch.arange(side, dtype=torch.float64)[:, None] * frequencies for side in grid)
+    depth, down, across = (torch.cat([angle.sin(), angle.cos()], dim=1) for angle in angles)
+    parts = depth[:, None, None], down[None, :, None], across[None, None]
+    return torch.cat([part.expand(*grid, -1) for part in parts], dim=3).flatten(0, 2)[:, :width].float()
 
 
 def interpolate_positions(positions: Tensor, grid: tuple[int, int], offset: float = 0.0) -> Tensor:

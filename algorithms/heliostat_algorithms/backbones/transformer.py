@@ -146,7 +146,7 @@ def initialize(module: nn.Module, how: Initialization) -> None:
 
     "trunc-normal": standard deviation 0.02, as in DeiT, DINO and DINOv2 (cut at +-2, which is never reached).
     "trunc-normal-by-depth": the same, then the last matrix of each residual branch of block l (from 1) is divided by
-    sqrt(2 l), as in BEiT, I-JEPA and V-JEPA.
+    sqrt(2 l), as in BEiT. The codes of I-JEPA and V-JEPA do so too, but draw all linear layers once more afterwards.
     "xavier": uniform by Glorot and Bengio 2010, as in the ViT paper's code and MoCo v3, queries, keys and values as the
     three matrices they are. (MAE's code takes them as one, which makes them smaller by the factor sqrt(2).)
     """

@@ -311,7 +311,7 @@ class ViTConfig:
     pool: Literal["cls", "mean"] = "cls"
     """What the feature is: the CLS token, or the mean of the patches."""
     initialization: Initialization = "trunc-normal"
-    """How weights begin: ``trunc-normal`` as in DINO and DINOv2, ``trunc-normal-by-depth`` as in I-JEPA and V-JEPA,
+    """How weights begin: ``trunc-normal`` as in DINO, DINOv2, I-JEPA and V-JEPA, ``trunc-normal-by-depth`` as in BEiT,
     ``xavier`` as in the ViT paper's code, MoCo v3 and MAE."""
 
     def __post_init__(self) -> None:

@@ -14,25 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heliostat_algorithms.algorithm import Algorithm, Batch, Clock, DataSpec, Inputs, ParameterGroup, Step
-from heliostat_algorithms.augmentation import ColorJitter, GaussianBlur, ViewAugmentation
+from heliostat_algorithms.augmentation import CropAndFlip
 from heliostat_algorithms.backbones import BackboneConfig, ResNet50
 from heliostat_algorithms.encoder import Encoder
 from heliostat_algorithms.objectives.spread import spread
 from heliostat_algorithms.randomness import Random
 from heliostat_algorithms.representation.simclr import SimCLR
 from heliostat_algorithms.representation.simclr_v2 import SimCLRv2
-
-
-@dataclass(frozen=True, kw_only=True)
-class CropAndFlip(ViewAugmentation):
-    """Random crops and flips without change of colour: the paper's augmentation for both stages (section 3.1)."""
-
-    jitter: ColorJitter = field(default_factory=lambda: ColorJitter(probability=0.0))
-    """Brightness, contrast, saturation and hue; off."""
-    greyscale: float = 0.0
-    """Share of the views without colour."""
-    blur: GaussianBlur = field(default_factory=lambda: GaussianBlur(probability=0.0))
-    """Gaussian blur; off."""
 
 
 class SimCLRv2FineTune(Algorithm):

@@ -12,11 +12,15 @@ from pydantic_core import CoreSchema, core_schema
 from heliostat_algorithms.algorithm import Algorithm, OneOf
 from heliostat_algorithms.representation.dino import DINO
 from heliostat_algorithms.representation.dinov2 import DINOv2
+from heliostat_algorithms.representation.ijepa import IJEPA
+from heliostat_algorithms.representation.mae import MAE
 from heliostat_algorithms.representation.moco import MoCo
 from heliostat_algorithms.representation.moco_v3 import MoCoV3
 from heliostat_algorithms.representation.simclr import SimCLR
 from heliostat_algorithms.representation.simclr_v2 import SimCLRv2
 from heliostat_algorithms.representation.simclr_v2_transfer import SimCLRv2Distill, SimCLRv2FineTune
+from heliostat_algorithms.representation.vjepa import VJEPA
+from heliostat_algorithms.supervised.vit import ViTClassifier
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "simclr": SimCLR,
@@ -27,6 +31,10 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "moco-v3": MoCoV3,
     "dino": DINO,
     "dinov2": DINOv2,
+    "mae": MAE,
+    "ijepa": IJEPA,
+    "vjepa": VJEPA,
+    "vit": ViTClassifier,
 }
 """The name in a job file (``algorithm: {type: ...}``) and the class that it builds."""
 
@@ -61,7 +69,11 @@ AlgorithmConfig: TypeAlias = Annotated[
     | MoCo.Config
     | MoCoV3.Config
     | DINO.Config
-    | DINOv2.Config,
+    | DINOv2.Config
+    | MAE.Config
+    | IJEPA.Config
+    | VJEPA.Config
+    | ViTClassifier.Config,
     OneOf(),
 ]
 """Any algorithm's config, told apart by ``type``."""
