@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from heliostat_algorithms.backbones.positions import sincos_positions_3d
+from heliostat_algorithms.backbones.standardization import Standardization
 from heliostat_algorithms.backbones.transformer import Block, initialize
 from heliostat_algorithms.backbones.vit import ViTConfig
 from heliostat_algorithms.encoder import Encoder
@@ -49,14 +50,15 @@ def check_for_video(config: ViTConfig) -> None:
 class TubeletEmbedding(nn.Module):
     """A linear map of each tubelet, as a convolution whose stride is its size."""
 
-    def __init__(self, channels: int, tubelet: int, patch_size: int, width: int) -> None:
+    def __init__(self, config: ViTConfig, channels: int, tubelet: int) -> None:
         super().__init__()
-        size = (tubelet, patch_size, patch_size)
-        self.proj = nn.Conv3d(channels, width, size, stride=size)
+        self.standardize = Standardization(config.pixel_mean, config.pixel_std, channels, 3)
+        size = (tubelet, config.patch_size, config.patch_size)
+        self.proj = nn.Conv3d(channels, config.width, size, stride=size)
 
     def forward(self, clips: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, N, D), frame by frame, row by row."""
-        x: Tensor = self.proj(clips)
+        x: Tensor = self.proj(self.standardize(clips))
         return x.flatten(2).transpose(1, 2)
 
 
@@ -85,7 +87,7 @@ class VideoTransformer(Encoder):
         self.position_grid = self.grid(frames, image_size)
         """Tubelets in depth, down and across the clips that it mostly sees."""
         self.register_buffer("pos_embed", sincos_positions_3d(self.position_grid, width), persistent=False)
-        self.patch_embed = TubeletEmbedding(channels, tubelet, config.patch_size, width)
+        self.patch_embed = TubeletEmbedding(config, channels, tubelet)
         hidden = int(width * config.mlp_ratio)
         self.blocks = nn.ModuleList(
             Block(width, config.heads, hidden, config.feed_forward, config.layer_scale, config.qkv_bias)

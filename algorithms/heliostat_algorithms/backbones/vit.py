@@ -19,6 +19,7 @@ as torch has it (DINO, DINOv2), or with "xavier" like the linear map that it is 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from heliostat_algorithms.backbones.drop_path import Kept, kept_rows
 from heliostat_algorithms.backbones.positions import interpolate_positions, sincos_positions
+from heliostat_algorithms.backbones.standardization import PerChannel, Standardization
 from heliostat_algorithms.backbones.transformer import Block, Initialization, initialize
 from heliostat_algorithms.encoder import Encoder
 
@@ -45,13 +47,14 @@ class Tokens(NamedTuple):
 class PatchEmbedding(nn.Module):
     """A linear map of each patch, as a convolution whose stride is its size (equation 1)."""
 
-    def __init__(self, channels: int, patch_size: int, width: int) -> None:
+    def __init__(self, config: ViTConfig, channels: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size)
+        self.standardize = Standardization(config.pixel_mean, config.pixel_std, channels, 2)
+        self.proj = nn.Conv2d(channels, config.width, config.patch_size, stride=config.patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, D), row by row."""
-        x: Tensor = self.proj(images)
+        x: Tensor = self.proj(self.standardize(images))
         return x.flatten(2).transpose(1, 2)
 
 
@@ -89,7 +92,7 @@ class VisionTransformer(Encoder):
             self.pos_embed = nn.Parameter(torch.empty(1, self.first + down * across, width))
         self.register_tokens = nn.Parameter(torch.empty(1, self.registers, width)) if self.registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, width)) if config.mask_token else None
-        self.patch_embed = PatchEmbedding(channels, config.patch_size, width)
+        self.patch_embed = PatchEmbedding(config, channels)
         hidden = int(width * config.mlp_ratio)
         self.blocks = nn.ModuleList(
             Block(width, config.heads, hidden, config.feed_forward, config.layer_scale, config.qkv_bias)
@@ -294,6 +297,14 @@ class ViTConfig:
     """Where LayerScale's factors start: 1e-5 in DINOv2, 0.1 to 1e-6 by depth in 2103.17239; null: without."""
     qkv_bias: bool = True
     """Whether queries, keys and values have a bias."""
+    pixel_mean: PerChannel = 0.0
+    """Subtracted from pixels, which are from 0 to 1; one number, or one for each channel. With ImageNet's mean (0.485,
+    0.456, 0.406) and deviation most codes of Vision Transformers standardise their images; ViT's own takes 0.5 and
+    0.5."""
+    pixel_std: PerChannel = 1.0
+    """What pixels are divided by then; ImageNet's: 0.229, 0.224, 0.225. It decides how strong patches are beside their
+    positions at first: where they are weak, as a small ball on a plain field, methods that predict features (I-JEPA,
+    V-JEPA) can do so from positions alone."""
     positions: Literal["learned", "sincos"] = "learned"
     """``sincos``: fixed sines and cosines, as in MoCo v3; the width must be a multiple of 4."""
     frozen_patch_embedding: bool = False
@@ -322,6 +333,9 @@ class ViTConfig:
             raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
         if not self.width * self.mlp_ratio >= 1:
             raise ValueError(f"mlp_ratio is {self.mlp_ratio}; it must be above 0, and 1 / {self.width} at least")
+        deviations = (self.pixel_std,) if isinstance(self.pixel_std, float) else self.pixel_std
+        if not all(0 < deviation < math.inf for deviation in deviations):
+            raise ValueError(f"pixel_std is {self.pixel_std}; it must be above 0 and finite")
         if self.registers < 0:
             raise ValueError(f"registers is {self.registers}; it must be at least 0")
         if self.layer_scale is not None and not self.layer_scale > 0:

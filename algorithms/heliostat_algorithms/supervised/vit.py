@@ -330,8 +330,9 @@ def _take(new: VisionTransformer, old: VisionTransformer) -> None:
         raise ValueError(f"the encoders differ in mlp_ratio, feed_forward, layer_scale or qkv_bias: {error}") from None
 
 
-def _facts(encoder: VisionTransformer) -> dict[str, int | bool]:
-    """What of an encoder's shape has a name in its config."""
+def _facts(encoder: VisionTransformer) -> dict[str, int | bool | list[float]]:
+    """What of an encoder's shape and of what it is shown has a name in its config."""
+    shown = encoder.patch_embed.standardize
     return {
         "patch_size": encoder.patch_size,
         "width": encoder.feature_dim,
@@ -340,6 +341,8 @@ def _facts(encoder: VisionTransformer) -> dict[str, int | bool]:
         "registers": encoder.registers,
         "class_token": encoder.cls_token is not None,
         "channels of an image": encoder.patch_embed.proj.in_channels,
+        "pixel_mean": shown.mean.flatten().tolist(),
+        "pixel_std": shown.std.flatten().tolist(),
     }
 
 
