@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from heliostat.data.images import ImageData
+from heliostat.data.videos import VideoData
 
 Encode = Callable[..., bytes]
 
@@ -74,6 +75,31 @@ def toy() -> Callable[..., ImageData]:
             labels=numbers if labels else None,
             classes=tuple("abcdefg") if labels else (),
             name="toy",
+        )
+
+    return make
+
+
+@pytest.fixture
+def toy_videos() -> Callable[..., VideoData]:
+    """Videos whose frames tell the video's number (first channel) and the frame's within it (second); read-only."""
+
+    def make(lengths: Sequence[int], frames: int = 4, stride: int = 2, labels: bool = True) -> VideoData:
+        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        pixels = np.zeros((starts[-1], 3, 2, 4), np.uint8)
+        pixels[:, 0] = np.repeat(np.arange(len(lengths)), lengths)[:, None, None]
+        pixels[:, 1] = np.concatenate([np.arange(0), *map(np.arange, lengths)])[:, None, None]
+        numbers = np.arange(len(lengths), dtype=np.int64) % 3
+        for array in (pixels, starts, numbers):
+            array.flags.writeable = False
+        return VideoData(
+            frames=pixels,
+            starts=starts,
+            labels=numbers if labels else None,
+            classes=tuple("abc") if labels else (),
+            name="toy",
+            clip_frames=frames,
+            clip_stride=stride,
         )
 
     return make

@@ -6,10 +6,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
+from heliostat.data.images import ImageData
+from heliostat.training.evaluation import SharedSamples
+from heliostat.training.runtime import SilentRuntime
 from heliostat_algorithms.evaluation import Features
 
 Blobs = Callable[..., Features]
+MakeSamples = Callable[[Tensor, Tensor | None, int], SharedSamples]
 
 
 @pytest.fixture
@@ -35,5 +40,18 @@ def noise() -> Blobs:
         generator = torch.Generator().manual_seed(seed)
         labels = torch.randint(classes, (samples,), generator=generator)
         return Features(torch.randn(samples, dimension, generator=generator), labels, classes)
+
+    return make
+
+
+@pytest.fixture
+def samples() -> MakeSamples:
+    """Makes a set of images (N, C, H, W) uint8 with labels (N,), as evaluators of networks are given it."""
+
+    def make(images: Tensor, labels: Tensor | None, classes: int) -> SharedSamples:
+        names = () if labels is None else tuple(map(str, range(classes)))
+        known = None if labels is None else labels.numpy()
+        data = ImageData(images=images.contiguous().numpy(), labels=known, classes=names, name="made up")
+        return SharedSamples(data, SilentRuntime(torch.device("cpu")))
 
     return make

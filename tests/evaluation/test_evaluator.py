@@ -7,10 +7,20 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from heliostat_algorithms.evaluation import KNN, Collapse, Features, FewLabelProbe, LinearProbe, concatenate
+from heliostat_algorithms.evaluation import (
+    KNN,
+    AttentiveProbe,
+    Collapse,
+    Features,
+    FewLabelProbe,
+    FineTuning,
+    LinearProbe,
+    Retrieval,
+    concatenate,
+)
 from heliostat_algorithms.evaluation.evaluator import accuracies, ranks
 
-EVALUATORS = [KNN, LinearProbe, FewLabelProbe, Collapse]
+EVALUATORS = [KNN, LinearProbe, FewLabelProbe, Retrieval, Collapse]
 
 
 def test_ranks_count_the_classes_above_the_true_one() -> None:
@@ -88,7 +98,7 @@ def test_parts_that_do_not_fit_are_refused(parts: list[Features], message: str) 
         concatenate(parts)
 
 
-@pytest.mark.parametrize("evaluator", EVALUATORS)
+@pytest.mark.parametrize("evaluator", [*EVALUATORS, AttentiveProbe, FineTuning])
 def test_every_evaluator_takes_when_it_runs(evaluator: Any) -> None:
     config = TypeAdapter(evaluator).validate_python({"type": evaluator().type, "every_epochs": 5, "at": "end"})
     assert config == evaluator(every_epochs=5)
@@ -112,7 +122,7 @@ def test_metrics_that_rank_are_reported_and_finite(evaluator: Any, blobs: Any) -
     assert all(math.isfinite(value) for value in metrics.values())
 
 
-@pytest.mark.parametrize("evaluator", [KNN, LinearProbe, FewLabelProbe])
+@pytest.mark.parametrize("evaluator", [KNN, LinearProbe, FewLabelProbe, Retrieval])
 def test_labels_are_asked_for(evaluator: Any, blobs: Any) -> None:
     unlabelled = Features(torch.randn(70, 16))
     assert evaluator.needs_labels

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from heliostat_algorithms.algorithm import Algorithm, Batch, Clock, DataSpec, Inputs, Step
 from heliostat_algorithms.evaluation import concatenate, extract, pixels
+from heliostat_algorithms.evaluation.extraction import as_trained, sample_features, sample_tokens
 from heliostat_algorithms.randomness import Random
 
 
@@ -145,3 +146,84 @@ def test_pixels_are_the_images_in_the_unit_interval() -> None:
     assert found.labels.tolist() == [2]
     with pytest.raises(ValueError, match="uint8"):
         pixels([{"image": image.float()}])
+
+
+class Frames(Toy):
+    """Tokens and class scores as well; takes images."""
+
+    def token_features(self, images: Tensor) -> Tensor:
+        h = self.features(images)
+        return torch.stack([h, 2 * h, 3 * h], dim=1)
+
+    def class_scores(self, images: Tensor) -> Tensor:
+        return self.features(images)[:, :3]
+
+
+class Clips(Toy):
+    """Takes whole clips: the difference of the last and the first frame."""
+
+    video = True
+
+    def features(self, images: Tensor) -> Tensor:
+        assert images.ndim == 5
+        return super().features(images[:, -1]) - super().features(images[:, 0])
+
+    def view_pair(self, batch: Batch, random: Random) -> tuple[Tensor, Tensor]:
+        assert "image" not in batch
+        return self.features(batch["video"]), self.features(batch["video"])
+
+
+def clips() -> dict[str, Tensor]:
+    """Five clips of four frames."""
+    frames = next(batches((20,)))["image"]
+    return {"video": frames.view(5, 4, 1, 2, 2), "label": torch.arange(5) % 3, "index": torch.arange(5)}
+
+
+def test_a_clip_s_features_are_the_mean_of_its_frames_for_those_that_take_images(toy: Toy) -> None:
+    algorithm = Frames()
+    algorithm.load_state_dict(toy.state_dict())
+    found = extract(algorithm, [clips()], classes=3)
+    frames = extract(algorithm, batches((20,)), classes=3)
+    torch.testing.assert_close(found.values, torch.stack([frames.values[4 * i : 4 * i + 4].mean(0) for i in range(5)]))
+    assert found.scores is not None
+    torch.testing.assert_close(found.scores, found.values[:, :3])
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, 1, 2, 0, 1]
+    doubled = extract(algorithm, [clips()], classes=3, network=lambda images: 2 * algorithm.features(images))
+    torch.testing.assert_close(doubled.values, 2 * found.values)
+    algorithm.eval()
+    with torch.no_grad():
+        tokens = sample_tokens(algorithm, clips())
+        torch.testing.assert_close(sample_features(algorithm, clips()), found.values)
+    assert tokens.shape == (5, 12, 5)
+    for clip, frame in ((0, 0), (3, 2)):
+        h = frames.values[4 * clip + frame]
+        torch.testing.assert_close(tokens[clip, 3 * frame : 3 * frame + 3], torch.stack([h, 2 * h, 3 * h]))
+
+
+def test_an_algorithm_for_video_is_given_whole_clips(toy: Toy) -> None:
+    algorithm = Clips()
+    algorithm.load_state_dict(toy.state_dict())
+    frames = extract(toy, batches((20,))).values.view(5, 4, 5)
+    found = extract(algorithm, [clips()], pair_seed=0)
+    torch.testing.assert_close(found.values, frames[:, 3] - frames[:, 0])
+    assert found.pairs is not None
+    torch.testing.assert_close(found.pairs[0], found.values)
+    batch = clips()
+    assert as_trained(algorithm, batch) is batch
+
+
+def test_views_of_a_clip_are_those_of_its_middle_frame(toy: Toy) -> None:
+    shown = as_trained(toy, clips())
+    assert set(shown) == {"image", "label", "index"}
+    assert torch.equal(shown["image"], clips()["video"][:, 2])
+    found, expected = (extract(toy, [batch], pair_seed=3) for batch in (clips(), shown))
+    assert found.pairs is not None
+    assert expected.pairs is not None
+    assert torch.equal(found.pairs[1], expected.pairs[1])
+
+
+def test_pixels_of_a_clip_are_all_its_frames() -> None:
+    found = pixels([clips()], classes=3)
+    assert found.values.shape == (5, 16)
+    torch.testing.assert_close(found.values[2], clips()["video"][2].flatten() / 255)

@@ -5,12 +5,13 @@ from __future__ import annotations
 COMMON = """
 name: tiny
 seed: 3
-data: {train: {source: digits, split: train}, test: {source: digits, split: test}}
 evaluation: []
 resources: {runtime: local, workers: 1}
 checkpoint: {every_steps: 4, keep: 2}
 tracking: {experiment: tests, every_steps: 1, system_metrics: false}
 """
+DIGITS = "data: {train: {source: digits, split: train}, test: {source: digits, split: test}}"
+CLIPS = "data: {train: {source: moving-digits, split: train, videos: 64, video_frames: 6, clip: {frames: 4}}}\n"
 RESNET = "{type: resnet18, stem: cifar, width: 4, zero_init_residual: false}"
 VIT = "{type: vit-tiny, patch_size: 4, width: 8, depth: 2, heads: 2, mlp_ratio: 2.0, interpolation_offset: 0.1}"
 VIEW = "{crop_area: [0.3, 1.0], blur: {probability: 0.5}}"
@@ -119,6 +120,7 @@ algorithm: {{type: ijepa, backbone: {MEANS}, {CROP}, predictor_width: 8, predict
 algorithm: {{type: vjepa, backbone: {MEANS}, {CROP}, predictor_width: 12, predictor_depth: 1,
              short_range: {{sampler: corrected, group: 4}}, long_range: {{group: 4}},
              teacher_momentum: {{start: 0.9, end: 1.0, shape: linear}}}}
+{CLIPS}
 {ADAMW}
 """,
     "vit": f"""
@@ -135,4 +137,5 @@ algorithm: {{type: vit, backbone: {VIT}, {CROP}, frozen: true, normalize: true, 
 
 def job_text(method: str, origin: str) -> str:
     """The job file of a method; ``origin`` is a run of ``simclr-v2-fine-tune`` for the one that needs it."""
-    return (COMMON + METHODS[method]).replace("ORIGIN", origin)
+    rest = METHODS[method].replace("ORIGIN", origin)
+    return COMMON + rest if "\ndata:" in rest else COMMON + DIGITS + rest

@@ -49,7 +49,9 @@ class DoubleState(TrainingState):
 
 
 def colours(data: Datasets) -> Datasets:
-    """The digits in three different channels, so that hue and saturation matter."""
+    """The digits in three different channels, so that hue and saturation matter; clips stay as they are."""
+    if not isinstance(data.train, ImageData):
+        return Datasets(data.train, None)
 
     def tinted(images: ImageData) -> ImageData:
         grey = images.images

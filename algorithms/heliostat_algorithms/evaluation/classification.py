@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from heliostat_algorithms.evaluation.evaluator import Evaluator, Features, accuracies, ranks
+from heliostat_algorithms.evaluation.evaluator import FeatureEvaluator, Features, accuracies, ranks
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classification(Evaluator):
+class Classification(FeatureEvaluator):
     """Accuracy of the method's own class scores on the test set; nothing is fitted.
 
     Metrics: ``classification_top1`` and, for more than five classes, ``classification_top5``.

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heliostat_algorithms.algorithm import COLLAPSED_SPREAD
-from heliostat_algorithms.evaluation.evaluator import Evaluator, Features
+from heliostat_algorithms.evaluation.evaluator import FeatureEvaluator, Features
 from heliostat_algorithms.randomness import permutation
 
 RANK_EPSILON = 1e-7
@@ -29,7 +29,7 @@ DIMENSIONAL = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
-class Collapse(Evaluator):
+class Collapse(FeatureEvaluator):
     """Signs of collapse in the features themselves.
 
     Metrics: ``rankme`` (effective rank, 1 to min(N, D)), ``rank_share`` (rankme / min(N, D)) and ``feature_std`` (0:

@@ -1,18 +1,22 @@
 """The contract of an evaluator: what it is given, what it gives back, and how accuracy is counted.
 
-Evaluators see features and labels only. Where the features came from, how many workers computed them and where the
-numbers go is the caller's business.
+There are two kinds. A ``FeatureEvaluator`` sees features and labels only: where the features came from, how many
+workers computed them and where the numbers go is the caller's business. It costs one pass of the encoder over the data
+for all of them together, and what its own docstring says. A ``NetworkEvaluator`` needs the network itself and the
+samples, because it trains on more than one feature of each sample: several times the cost, on all workers.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+from heliostat_algorithms.algorithm import Algorithm, Batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +109,43 @@ def concatenate(parts: Sequence[Features]) -> Features:
     )
 
 
+class Batches(Protocol):
+    """Random batches of a set for training, the same whatever the number of workers."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the set."""
+
+    def rows(self) -> range:
+        """The rows of each global batch that this worker holds: contiguous, and equally many on all workers."""
+
+    def batch(self, step: int) -> Batch:
+        """Those rows in a step, from 0 over all epochs, on this worker's device."""
+
+
+class SampleSet(Protocol):
+    """A data set as one of the workers that share it sees it."""
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes the data has; None without labels."""
+
+    def __len__(self) -> int:
+        """Samples of the whole set."""
+
+    def part(self) -> range:
+        """The samples that this worker holds: contiguous, all workers' parts together are the set, in rank order."""
+
+    def batches(self) -> Iterable[Batch]:
+        """Those samples in their order, in batches for one forward pass each, on this worker's device."""
+
+    def shuffled(self, batch_size: int, key: str) -> Batches:
+        """Random global batches of this size, in an order that ``key`` decides."""
+
+    def some(self, fraction: float, seed: int) -> SampleSet:
+        """A random share of the samples of each class; the set itself for a share of 1."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluator(ABC):
     """A way to judge a representation; the config and the method in one. Runs at the end of training, always."""
@@ -117,9 +158,7 @@ class Evaluator(ABC):
     """Says that it runs at the end, which it always does; for job files that spell it out."""
 
     needs_labels: ClassVar[bool]
-    """Whether train and test features must be labelled."""
-    needs_scores: ClassVar[bool] = False
-    """Whether the method itself must classify."""
+    """Whether train and test samples must be labelled."""
 
     def __post_init__(self) -> None:
         if self.every_epochs is not None and self.every_epochs < 1:
@@ -134,13 +173,21 @@ class Evaluator(ABC):
     def check(self, samples: int, labels: Tensor | None, classes: int | None) -> None:
         """Whether this evaluator can run on a training set of so many ``samples``; ``labels`` are theirs.
 
-        ``evaluate`` calls it. Call it before training, too: a probe should not fail after the last epoch.
+        Call it before training: a probe should not fail after the last epoch.
 
         Raises:
             ValueError: says what is missing.
         """
         if self.needs_labels and (labels is None or classes is None):
             raise ValueError(f"{self.type} needs labels, and the data has none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureEvaluator(Evaluator):
+    """Judges features (N, D) that were computed before."""
+
+    needs_scores: ClassVar[bool] = False
+    """Whether the method itself must classify."""
 
     @abstractmethod
     def evaluate(self, train: Features, test: Features, seed: int) -> dict[str, float]:
@@ -159,6 +206,50 @@ class Evaluator(ABC):
             )
         if self.needs_labels and test.classes != train.classes:
             raise ValueError(f"train and test differ in classes: {train.classes} and {test.classes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkEvaluator(Evaluator):
+    """Judges the network itself, by training with it on the samples."""
+
+    def check_network(self, algorithm: Algorithm, sample: Batch, samples: int) -> None:
+        """Whether it can judge this algorithm.
+
+        ``judge`` calls it. Call it before training, too.
+
+        Args:
+            algorithm: as it will be judged, with whatever weights, on the device of ``sample``.
+            sample: one sample of the training set, or some.
+            samples: of the training set.
+
+        Raises:
+            ValueError: it cannot; says what would be right.
+        """
+
+    def check_workers(self, workers: int) -> None:
+        """Whether so many workers can run it together.
+
+        Raises:
+            ValueError: they cannot; says what would be right.
+        """
+
+    @abstractmethod
+    def judge(self, algorithm: Algorithm, train: SampleSet, test: SampleSet, seed: int) -> dict[str, float]:
+        """Metrics as those of ``FeatureEvaluator.evaluate``. All workers call it together and get the same numbers,
+        which are those of one worker up to rounding. The algorithm and torch's random generators are left as they were.
+
+        Raises:
+            ValueError: the samples do not fit each other, the algorithm or the config; on all workers alike.
+            ArithmeticError: training diverged; on all workers alike.
+        """
+
+    def _classes(self, train: SampleSet, test: SampleSet) -> int:
+        """What every ``judge`` asks first: how many classes there are."""
+        if train.classes is None or test.classes is None:
+            raise ValueError(f"{self.type} needs labels, and the data has none")
+        if train.classes != test.classes:
+            raise ValueError(f"train and test differ in classes: {train.classes} and {test.classes}")
+        return train.classes
 
 
 def ranks(scores: Tensor, labels: Tensor) -> Tensor:

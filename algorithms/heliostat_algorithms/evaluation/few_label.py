@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heliostat_algorithms.evaluation import logistic
-from heliostat_algorithms.evaluation.evaluator import Evaluator, Features, ranks
+from heliostat_algorithms.evaluation.evaluator import FeatureEvaluator, Features, ranks
 from heliostat_algorithms.evaluation.interval import half_width
 from heliostat_algorithms.randomness import permutation
 
@@ -27,7 +27,7 @@ _MEMORY = 1 << 27
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewLabelProbe(Evaluator):
+class FewLabelProbe(FeatureEvaluator):
     """Accuracy of a classifier that sees n labelled samples of each class, over many random draws of those samples.
 
     Draws depend on the labels, the seed and the trial, not on the features: all representations are given the same

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heliostat_algorithms.evaluation.evaluator import Evaluator, Features, accuracies, ranks
+from heliostat_algorithms.evaluation.evaluator import FeatureEvaluator, Features, accuracies, ranks
 
 _SIMILARITIES = 1 << 24
 """How many similarities are held at once (64 MiB)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class KNN(Evaluator):
+class KNN(FeatureEvaluator):
     """Each test sample takes the class for which its k most similar training samples vote, with weight
     exp(cosine similarity / temperature). No parameter is fitted, so it is cheap enough to run during training.
 

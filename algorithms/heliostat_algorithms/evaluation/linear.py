@@ -18,7 +18,7 @@ from torch import Tensor
 
 from heliostat_algorithms.algorithm import OneOf
 from heliostat_algorithms.evaluation import logistic
-from heliostat_algorithms.evaluation.evaluator import Evaluator, Features, accuracies, ranks
+from heliostat_algorithms.evaluation.evaluator import FeatureEvaluator, Features, accuracies, ranks
 from heliostat_algorithms.randomness import permutation
 
 _SCORES = 1 << 24
@@ -114,7 +114,7 @@ class SGD:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearProbe(Evaluator):
+class LinearProbe(FeatureEvaluator):
     """Trains a linear classifier on the training features and counts how often it is right on the test features.
 
     The strength (of L2, or the learning rate) is the one with the best accuracy on a part held out from the

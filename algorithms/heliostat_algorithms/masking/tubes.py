@@ -36,9 +36,9 @@ class TubeMasks(NamedTuple):
 class TubeMasking:
     """One kind of mask: the union of some blocks, all of one size in a step, hidden in all frames of a clip."""
 
-    blocks: int
+    blocks: int = 8
     """How many; 8 in V-JEPA's short-range masks, 2 in the long-range ones. They may overlap."""
-    scale: float
+    scale: float = 0.15
     """Share of a frame that one block covers, above 0 and below 1; 0.15 (short range) and 0.7 (long range)."""
     aspect: tuple[float, float] = (0.75, 1.5)
     """Smallest and largest ratio of a block's height to its width; drawn uniformly once in a step, for all clips."""

@@ -1,5 +1,7 @@
 """The deterministic loader: a step's batch is a function of (seed, step) alone, each worker takes its rows of it.
 
+Of videos, so is the place of each clip: it is drawn for the row of the global batch.
+
 There is no state to lose: a resumed run asks for the next step, a run with more workers cuts the same global batch into
 more parts, and any single step can be loaded again.
 """
@@ -13,9 +15,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from heliostat.data.images import ImageData
+from heliostat.data.samples import Samples
 from heliostat.errors import InputError
-from heliostat_algorithms.randomness import permutation
+from heliostat_algorithms.randomness import Random, permutation
+
+_SCOPE = "loader"
+"""Of the random streams; an algorithm draws from others in the same step."""
 
 
 class Loader:
@@ -28,6 +33,7 @@ class Loader:
         seed: of the run.
         rank, world_size: of this worker, and how many there are.
         device: where batches are put; from pinned memory and without waiting for CUDA devices.
+        clips: of videos, whether batches hold clips; otherwise they hold one random frame of each video as an image.
 
     Raises:
         InputError: the batch is larger than the data, or cannot be shared equally by the workers.
@@ -35,13 +41,14 @@ class Loader:
 
     def __init__(
         self,
-        data: ImageData,
+        data: Samples,
         *,
         batch_size: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
+        clips: bool = False,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in 0 .. {world_size - 1}, not {rank}")
@@ -61,6 +68,7 @@ class Loader:
                 )
             )
         self.data, self.batch_size, self.seed, self.device = data, batch_size, seed, torch.device(device)
+        self.clips = clips
         self._rows = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self._epoch: tuple[int, npt.NDArray[np.int64]] | None = None
 
@@ -90,12 +98,15 @@ class Loader:
         return self._epoch[1][position * self.batch_size : (position + 1) * self.batch_size]
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """This worker's B rows: ``image`` (B, C, H, W) uint8, ``index`` and, if any, ``label`` (B,) int64."""
-        return _gather(self.data, self.indices(step)[self._rows.start : self._rows.stop], self.device)
+        """This worker's B rows: ``image`` (B, C, H, W) or ``video`` (B, T, C, H, W) uint8, ``index`` and, if any,
+        ``label`` (B,) int64."""
+        indices = self.indices(step)[self._rows.start : self._rows.stop]
+        random = Random(self.seed, step, self._rows).within(_SCOPE)
+        return _gather(self.data, indices, self.device, clips=self.clips, random=random)
 
 
 def sequential(
-    data: ImageData,
+    data: Samples,
     *,
     batch_size: int,
     rank: int = 0,
@@ -104,7 +115,7 @@ def sequential(
 ) -> Iterator[dict[str, Tensor]]:
     """This worker's part of the data in order, for evaluation; over all workers every sample comes exactly once.
 
-    Parts are contiguous and differ by at most one sample; a part may be empty.
+    Of videos it is the middle clip. Parts are contiguous and differ by at most one sample; a part may be empty.
 
     Args:
         batch_size: samples at a time on **this** worker; the last batch may be smaller.
@@ -118,19 +129,35 @@ def sequential(
         yield _gather(data, np.arange(start, min(start + batch_size, last)), torch.device(device))
 
 
-def _gather(data: ImageData, indices: npt.NDArray[np.int64], device: torch.device) -> dict[str, Tensor]:
+def _gather(
+    data: Samples,
+    indices: npt.NDArray[np.int64],
+    device: torch.device,
+    *,
+    clips: bool = True,
+    random: Random | None = None,
+) -> dict[str, Tensor]:
     """Copies the rows only: the arrays may be read-only views of shared memory, which torch cannot wrap itself."""
     pinned = device.type == "cuda"
 
-    def rows(values: npt.NDArray[np.uint8] | npt.NDArray[np.int64], dtype: torch.dtype) -> Tensor:
-        out = torch.empty((len(indices), *values.shape[1:]), dtype=dtype, pin_memory=pinned)
+    def rows(
+        values: npt.NDArray[np.uint8] | npt.NDArray[np.int64], indices: npt.NDArray[np.int64], dtype: torch.dtype
+    ) -> Tensor:
+        shape = (*indices.shape, *values.shape[1:])
+        # On the CPU, numpy asks for huge pages, and torch does not: the system gives them out ten times as fast.
+        out = (
+            torch.empty(shape, dtype=dtype, pin_memory=True)
+            if pinned
+            else torch.from_numpy(np.empty(shape, values.dtype))
+        )
         # Any mode but "raise" writes into ``out`` without a buffer; all indices are in range.
         np.take(values, indices, axis=0, out=out.numpy(), mode="clip")
         return out.to(device, non_blocking=pinned)
 
-    batch = {"image": rows(data.images, torch.uint8)}
+    chosen = data.select(indices, clips=clips, random=random)
+    batch = {chosen.name: rows(data.pictures, chosen.rows, torch.uint8)}
     if data.labels is not None:
-        batch["label"] = rows(data.labels, torch.int64)
+        batch["label"] = rows(data.labels, indices, torch.int64)
     index = torch.tensor(indices)
     batch["index"] = (index.pin_memory() if pinned else index).to(device, non_blocking=pinned)
     return batch

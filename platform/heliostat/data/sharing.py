@@ -2,48 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
-from heliostat.data.images import CorruptItem, ImageData
+import numpy as np
+
+from heliostat.data.samples import AnySamples
 
 
-@dataclass(frozen=True, kw_only=True)
-class SharedImageData:
+@dataclass(frozen=True)
+class Shared(Generic[AnySamples]):
     """A data set in the object store; small, can be sent to workers, lives as long as the process that shared it."""
 
-    images: Any
-    """``ray.ObjectRef`` of the array (N, C, H, W)."""
-    labels: Any | None
-    """``ray.ObjectRef`` of the array (N,); None without labels."""
-    classes: tuple[str, ...]
-    name: str
-    fingerprint: str
-    corrupt: tuple[CorruptItem, ...]
+    kind: type[AnySamples]
+    """Its class."""
+    arrays: dict[str, Any]
+    """``ray.ObjectRef`` of each field that is an array."""
+    rest: dict[str, Any]
+    """The other fields."""
 
-    def open(self) -> ImageData:
+    def open(self) -> AnySamples:
         """The data as read-only views of this node's store, which fetches it over the network if it is elsewhere."""
         import ray
 
-        return ImageData(
-            images=ray.get(self.images),
-            labels=None if self.labels is None else ray.get(self.labels),
-            classes=self.classes,
-            name=self.name,
-            fingerprint=self.fingerprint,
-            corrupt=self.corrupt,
-        )
+        return self.kind(**{name: ray.get(array) for name, array in self.arrays.items()}, **self.rest)
 
 
-def share(data: ImageData) -> SharedImageData:
+def share(data: AnySamples) -> Shared[AnySamples]:
     """Put the arrays into the object store of the cluster that this process is connected to."""
     import ray
 
-    return SharedImageData(
-        images=ray.put(data.images),
-        labels=None if data.labels is None else ray.put(data.labels),
-        classes=data.classes,
-        name=data.name,
-        fingerprint=data.fingerprint,
-        corrupt=data.corrupt,
-    )
+    fields = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
+    arrays = {name: ray.put(value) for name, value in fields.items() if isinstance(value, np.ndarray)}
+    return Shared(type(data), arrays, {name: value for name, value in fields.items() if name not in arrays})

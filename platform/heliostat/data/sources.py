@@ -1,45 +1,21 @@
-"""The ``data:`` part of the job file: where images come from. Told apart by ``source``.
-
-A source is checked cheaply before any resource is taken (``check``), made independent of the current directory in the
-driver (``resolved``), and loaded once (``load``).
-"""
+"""The ``data:`` part of the job file: where images come from, and all sources as one type, told apart by ``source``."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from heliostat.data.download import RemoteFile, cache_folder
-from heliostat.data.images import ImageData, Progress
+from heliostat.data.images import ImageData
 from heliostat.data.locations import absolute
+from heliostat.data.samples import Progress
+from heliostat.data.source import Cached, Location, Source
+from heliostat.data.video_sources import AtariClips, AtariFrames, MovingDigits, VideoFolder
 from heliostat.errors import InputError
-
-
-class Source(BaseModel, ABC):
-    """What all sources have in common."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    def check(self) -> list[str]:
-        """What is wrong, as far as it shows without decoding an image or downloading anything; empty if all is well."""
-        return []
-
-    def resolved(self) -> Self:
-        """The same source with absolute paths, for workers that run in other directories."""
-        return self
-
-    @abstractmethod
-    def load(self, progress: Progress | None = None) -> ImageData:
-        """Read and decode everything.
-
-        Raises:
-            InputError: the data is missing or wrong.
-        """
 
 
 class Digits(Source):
@@ -53,9 +29,6 @@ class Digits(Source):
         from heliostat.data.digits import load_digits
 
         return load_digits(self.split)
-
-
-Location = Annotated[str, Field(min_length=1)]
 
 
 class ParquetImages(Source):
@@ -139,20 +112,8 @@ class ImageFolder(Source):
         )
 
 
-class Download(Source):
+class Download(Cached):
     """A published set that is downloaded into the cache folder once and verified by its checksum at every use."""
-
-    cache: Location | None = None
-    """The cache folder. Null: ``$HELIOSTAT_CACHE``, or else ``~/.cache/heliostat``."""
-
-    def check(self) -> list[str]:
-        folder = existing = cache_folder(self.cache)
-        while not existing.exists():
-            existing = existing.parent
-        return [] if existing.is_dir() else [f"{folder} cannot be the cache folder: {existing} is a file"]
-
-    def resolved(self) -> Self:
-        return self if self.cache is None else self.model_copy(update={"cache": absolute(self.cache)})
 
 
 def _cifar(archive: Path, members: tuple[str, ...], names: str, label_bytes: int, name: str) -> ImageData:
@@ -311,7 +272,18 @@ class STL10(Download):
 
 
 DataSource = Annotated[
-    Digits | ParquetImages | ImageFolder | Cifar10 | Cifar100 | MNIST | FashionMNIST | STL10,
+    Digits
+    | ParquetImages
+    | ImageFolder
+    | Cifar10
+    | Cifar100
+    | MNIST
+    | FashionMNIST
+    | STL10
+    | AtariFrames
+    | AtariClips
+    | MovingDigits
+    | VideoFolder,
     Field(discriminator="source"),
 ]
 """Any of them, as a field of a pydantic model."""

@@ -1,9 +1,11 @@
-"""Pictures: curves of several runs, and what one run's representation is worth beside the baselines."""
+"""Pictures: curves of several runs, what one run's representation is worth beside the baselines, and what its network
+does with single images."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +86,7 @@ def draw_attention(images: npt.NDArray[np.uint8], maps: npt.NDArray[np.float32],
     panels = figure.subplots(len(images), columns, squeeze=False)
     titles = ["image", "mean", *(f"head {number + 1}" for number in range(shown.shape[1]))]
     for row, image, heads in zip(panels, images, maps, strict=True):
-        pixels = image.transpose(1, 2, 0)
-        row[0].imshow(pixels if pixels.shape[2] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
+        _show(row[0], image)
         for panel, attention in zip(row[1:], [heads.mean(axis=0), *heads[:_HEADS]], strict=True):
             panel.imshow(attention, cmap="magma", vmin=0)
     for panel, title in zip(panels[0], titles, strict=True):
@@ -93,6 +94,75 @@ def draw_attention(images: npt.NDArray[np.uint8], maps: npt.NDArray[np.float32],
     for panel in panels.flat:
         panel.set_axis_off()
     figure.savefig(path, format="png")
+
+
+def draw_panels(titles: Sequence[str], images: npt.NDArray[np.uint8], path: Path) -> None:
+    """Write pictures of some samples: a row for each sample, a column for each title.
+
+    Args:
+        titles: of the columns.
+        images: (N, columns, C, H, W) uint8.
+        path: of the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    samples, columns, _, height, width = images.shape
+    side = 1.5  # inches
+    size = (side * columns, side * samples * height / width + 0.35)
+    figure = Figure(figsize=size, layout="constrained", dpi=max(150, math.ceil(width / side)))
+    panels = figure.subplots(samples, columns, squeeze=False)
+    for row, shown in zip(panels, images, strict=True):
+        for panel, image in zip(row, shown, strict=True):
+            _show(panel, image)
+    for panel, title in zip(panels[0], titles, strict=True):
+        panel.set_title(textwrap.fill(title, 24), fontsize=8, parse_math=False)
+    for panel in panels.flat:
+        panel.set_axis_off()
+    figure.savefig(path, format="png")
+
+
+_RIGHT, _WRONG = PALETTE[0], PALETTE[1]
+
+
+def draw_neighbours(
+    images: npt.NDArray[np.uint8], nearest: npt.NDArray[np.uint8], right: npt.NDArray[np.bool_], path: Path
+) -> None:
+    """Write some test images and, beside each, the training images whose features are most similar to its own; frames
+    and signs say which are of its class.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        nearest: (N, k, C, H, W) uint8, the most similar first.
+        right: (N, k): whether they are of the same class.
+        path: of the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    samples, columns = right.shape
+    _, _, height, width = images.shape
+    figure = Figure(
+        figsize=(1.2 * (columns + 1), samples * (1.2 * height / width + 0.15) + 0.3), layout="constrained", dpi=150
+    )
+    panels = figure.subplots(samples, columns + 1, squeeze=False)
+    for row, image, found, marks in zip(panels, images, nearest, right, strict=True):
+        _show(row[0], image)
+        row[0].set_axis_off()
+        for panel, neighbour, same in zip(row[1:], found, marks, strict=True):
+            _show(panel, neighbour)
+            panel.set_xticks([])
+            panel.set_yticks([])
+            panel.spines[:].set(color=_RIGHT if same else _WRONG, linewidth=2.5, linestyle="-" if same else ":")
+            panel.set_xlabel("✓" if same else "✗", fontsize=8, labelpad=1, color=_RIGHT if same else _WRONG)
+    for panel, title in zip(panels[0], ["test image", *(f"nearest {n + 1}" for n in range(columns))], strict=True):
+        panel.set_title(title, fontsize=8)
+    figure.savefig(path, format="png")
+
+
+def _show(panel: Any, image: npt.NDArray[np.uint8]) -> None:
+    """Draw one image (C, H, W) uint8 as its pixels are."""
+    pixels = image.transpose(1, 2, 0)
+    shown = pixels if pixels.shape[2] == 3 else pixels[..., 0]
+    panel.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
 
 
 _SERIES = {"eval": "trained", "baseline/untrained": "untrained network", "baseline/pixels": "raw pixels"}
@@ -111,7 +181,7 @@ def draw_results(results: Mapping[str, float], title: str, path: Path) -> bool:
         return False
     figure = Figure(figsize=(max(5.2, 1.9 * len(measures) + 1.2), 3.6), layout="constrained", dpi=150)
     panel = figure.subplots()
-    series = [prefix for prefix in _SERIES if f"{prefix}/{measures[0]}" in results]
+    series = [prefix for prefix in _SERIES if any(f"{prefix}/{measure}" in results for measure in measures)]
     width = 0.8 / len(series)
     for number, prefix in enumerate(series):
         cells = [cell(results, f"{prefix}/{measure}") for measure in measures]
@@ -122,7 +192,8 @@ def draw_results(results: Mapping[str, float], title: str, path: Path) -> bool:
         panel.bar(places, heights, 0.92 * width, label=_SERIES[prefix], color=color)
         panel.errorbar(places, heights, errors, fmt="none", ecolor="#222222", elinewidth=1, capsize=2)
         for place, height, error in zip(places, heights, errors, strict=True):
-            panel.text(place, height + error + 1.2, f"{height:.1f}", ha="center", fontsize=8)
+            if not math.isnan(height):  # raw pixels are judged by some evaluators only
+                panel.text(place, height + error + 1.2, f"{height:.1f}", ha="center", fontsize=8)
     panel.set_xticks(range(len(measures)), [_measure_title(measure) for measure in measures], fontsize=9)
     panel.set_ylim(0, 112)
     panel.set_yticks(range(0, 101, 20))
@@ -143,4 +214,10 @@ def _measure_title(measure: str) -> str:
     labels = name.removeprefix("few_label_")
     if labels.isdigit():
         return f"{labels} label{'s' if labels != '1' else ''} per class"
-    return {"knn": "nearest neighbours", "linear": "linear probe"}.get(name, name.replace("_", " "))
+    titles = {
+        "knn": "nearest neighbours",
+        "linear": "linear probe",
+        "attentive": "attentive probe",
+        "fine_tune": "fine-tuning",
+    }
+    return titles.get(name, name.replace("_", " "))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Direction: TypeAlias = Literal["higher", "lower"]
-_HIGHER = re.compile(r"(^|_)(top\d*|accuracy|rank|return|per_second)(_|$)")
+_HIGHER = re.compile(r"(^|_)(top\d*|accuracy|recall|precision|map|rank|return|per_second)(_|$)")
 _LOWER = re.compile(r"(^|_)(loss|interval|error|seconds|perplexity|frechet)(_|$)")
-_SHARE = re.compile(r"(^|_)(top\d+|accuracy)$")
+_SHARE = re.compile(r"(^|_)(top\d+|accuracy|(recall|precision)_\d+|map)$")
 INTERVAL = "_interval"
 
 

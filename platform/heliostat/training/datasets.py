@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from heliostat.config.job import Job
-from heliostat.data.images import ImageData
 from heliostat.data.loader import Loader
+from heliostat.data.samples import Samples
 from heliostat.errors import InputError, Problem
 
 
@@ -16,8 +16,23 @@ from heliostat.errors import InputError, Problem
 class Datasets:
     """Decoded samples."""
 
-    train: ImageData
-    test: ImageData | None
+    train: Samples
+    test: Samples | None
+
+
+def check_alike(data: Datasets) -> list[Problem]:
+    """Whether the network that is trained on one set can be shown the other."""
+    if data.test is None:
+        return []
+    train, test = data.train.spec(), data.test.spec()
+    problems = []
+    if train.image_shape != test.image_shape:
+        shapes = f"{train.image_shape} and {test.image_shape}"
+        problems.append(Problem(f"train and test images differ in (channels, height, width): {shapes}", "data.test"))
+    if train.frames != test.frames:
+        kinds = " and ".join("images" if s.frames is None else f"clips of {s.frames} frames" for s in (train, test))
+        problems.append(Problem(f"train and test differ in their samples: {kinds}", "data.test"))
+    return problems
 
 
 def total_steps(job: Job, steps_per_epoch: int) -> int:

@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import TypeVar, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from heliostat.config.job import Job
 from heliostat.config.registry import ALGORITHMS
-from heliostat.data.images import ImageData
-from heliostat.data.loader import sequential
+from heliostat.data.loader import Loader, sequential
+from heliostat.data.samples import Samples, fraction_of
 from heliostat.errors import InputError, Problem, RunError
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import Runtime
 from heliostat.training.state import build_algorithm
 from heliostat_algorithms.algorithm import Algorithm
-from heliostat_algorithms.evaluation import Evaluator, Features, concatenate, diagnose, extract, pixels
+from heliostat_algorithms.evaluation import (
+    Evaluator,
+    FeatureEvaluator,
+    Features,
+    Neighbours,
+    NetworkEvaluator,
+    Retrieval,
+    concatenate,
+    diagnose,
+    extract,
+    neighbours,
+    pixels,
+)
+from heliostat_algorithms.randomness import bits
 
-_ROWS = 512
-"""Samples in one forward pass of feature extraction."""
+_PICTURES = 512
+"""Images, or frames of clips, in one forward pass of feature extraction."""
 PIXEL_LIMIT = 4096
-"""Numbers per image up to which raw pixels are a baseline: 3 x 32 x 32 is, 3 x 224 x 224 would cost more than it
+"""Numbers per sample up to which raw pixels are a baseline: 3 x 32 x 32 is, 3 x 224 x 224 would cost more than it
 tells."""
 
+Found = TypeVar("Found")
 Tell = Callable[[str], None]
 Network = Callable[[Tensor], Tensor]
 
@@ -40,14 +58,18 @@ class Evaluation:
         runtime: this worker.
     """
 
-    def __init__(self, job: Job, train: ImageData, test: ImageData | None, runtime: Runtime) -> None:
+    def __init__(self, job: Job, train: Samples, test: Samples | None, runtime: Runtime) -> None:
         self._evaluators: Sequence[Evaluator] = job.evaluation
-        self._seed, self._train, self._test, self._runtime = job.seed, train, test, runtime
+        self._seed, self._runtime = job.seed, runtime
+        self._train = SharedSamples(train, runtime)
+        self._test = None if test is None else SharedSamples(test, runtime)
+        self.retrieved: Retrieved | None = None
+        """On rank 0, of the last evaluation that retrieves."""
 
     @property
-    def shown(self) -> ImageData:
+    def shown(self) -> Samples:
         """The set whose images pictures show: the held-out one where there is one."""
-        return self._train if self._test is None else self._test
+        return self._train.data if self._test is None else self._test.data
 
     def due(self, done: int, steps_per_epoch: int) -> bool:
         """Whether an evaluator runs after this many steps of training."""
@@ -62,25 +84,23 @@ class Evaluation:
         if warning:
             self._runtime.notice(warning)
         results = {f"eval/{name}": value for name, value in found.items()}
-        probes = [evaluator for evaluator in due if not evaluator.needs_scores]
+        probes = [e for e in due if isinstance(e, FeatureEvaluator) and not e.needs_scores]
         for other, network in algorithm.other_features().items():
             found = self._judge(algorithm, probes, partial(_tell_of, tell, other), network)
             results |= {f"eval/{other}/{name}": value for name, value in found.items()}
         return results
 
     def baselines(self, algorithm: Algorithm, tell: Tell) -> dict[str, float]:
-        """Metrics ``baseline/untrained/...`` of the network as initialised and ``baseline/pixels/...`` of the
-        images."""
+        """Metrics ``baseline/untrained/...`` of the network as initialised and ``baseline/pixels/...`` of the images,
+        which those evaluators judge that need no network."""
         found = self._judge(algorithm, self._evaluators, partial(_tell_of, tell, "untrained"))
         results = {f"baseline/untrained/{name}": value for name, value in found.items()}
-        labelled = [e for e in self._evaluators if e.needs_labels and not e.needs_scores]
-        if (
-            self._runtime.rank == 0
-            and labelled
-            and self._test is not None
-            and self._train.images[0].size <= PIXEL_LIMIT
-        ):
-            train, test = (self._features_of_pixels(data) for data in (self._train, self._test))
+        labelled = [
+            e for e in self._evaluators if isinstance(e, FeatureEvaluator) and e.needs_labels and not e.needs_scores
+        ]
+        small = self._train.data.numbers_per_sample <= PIXEL_LIMIT
+        if self._runtime.rank == 0 and labelled and self._test is not None and small:
+            train, test = (_features_of_pixels(samples.data) for samples in (self._train, self._test))
             for evaluator in labelled:
                 tell(f"{evaluator.type}, raw pixels")
                 found = evaluator.evaluate(train, test, self._seed)
@@ -90,53 +110,146 @@ class Evaluation:
     def _judge(
         self, algorithm: Algorithm, evaluators: Sequence[Evaluator], tell: Tell, network: Network | None = None
     ) -> dict[str, float]:
-        if not evaluators:
-            return {}
-        tell("computing features")
         results: dict[str, float] = {}
-        problem = None
-        try:
+        by_features = [evaluator for evaluator in evaluators if isinstance(evaluator, FeatureEvaluator)]
+        if by_features:
+            tell("computing features")
             train = self._gathered(algorithm, self._train, network, pairs=False)
             pairs = network is None  # views are of the network that the method is judged by
             test = self._gathered(algorithm, self._test, network, pairs=pairs) if self._test is not None else None
-            for evaluator in evaluators if train is not None else ():
+            for probe in by_features:
+                tell(f"evaluating {probe.type}")
+                results |= self._together(partial(self._evaluated, probe, train, test or train))
+                if isinstance(probe, Retrieval) and network is None and train is not None and test is not None:
+                    self.retrieved = _retrieved(neighbours(train, test, self._seed), self._train.data, self.shown)
+        for evaluator in evaluators:
+            if isinstance(evaluator, NetworkEvaluator) and self._test is not None:
                 tell(f"evaluating {evaluator.type}")
-                results |= evaluator.evaluate(cast("Features", train), cast("Features", test or train), self._seed)
-        except (
-            ValueError,
-            ArithmeticError,
-        ) as error:  # how evaluators say that features do not fit or a probe diverged
-            problem = f"evaluation: {error}"
-        if self._runtime.world_size > 1:  # a worker that stopped alone would leave the others waiting
-            shared = [problem]
-            torch.distributed.broadcast_object_list(shared)
-            problem = shared[0]
-        if problem is not None:
-            raise RunError(problem)
-        return results
+                sets = self._train.of(algorithm), self._test.of(algorithm)
+                results |= self._together(partial(evaluator.judge, algorithm, *sets, self._seed))
+        return results if self._runtime.rank == 0 else {}
+
+    def _evaluated(
+        self, evaluator: FeatureEvaluator, train: Features | None, test: Features | None
+    ) -> dict[str, float]:
+        """On rank 0, which has the features of all workers."""
+        return {} if train is None or test is None else evaluator.evaluate(train, test, self._seed)
 
     def _gathered(
-        self, algorithm: Algorithm, data: ImageData, network: Network | None, *, pairs: bool
+        self, algorithm: Algorithm, samples: SharedSamples, network: Network | None, *, pairs: bool
     ) -> Features | None:
         """Features of the whole set on rank 0, None elsewhere; each worker computes a contiguous part."""
-        rank, world_size = self._runtime.rank, self._runtime.world_size
-        batches = sequential(data, batch_size=_ROWS, rank=rank, world_size=world_size, device=self._runtime.device)
-        part = extract(
-            algorithm,
-            batches,
-            classes=_classes(data),
-            network=network,
-            pair_seed=self._seed if pairs else None,
-            first_row=rank * len(data) // world_size,
+        part = self._together(
+            lambda: extract(
+                algorithm,
+                samples.batches(),
+                classes=samples.classes,
+                network=network,
+                pair_seed=self._seed if pairs else None,
+                first_row=samples.part().start,
+            )
         )
+        rank, world_size = self._runtime.rank, self._runtime.world_size
         if world_size == 1:
             return part
         parts: list[Features | None] = [None] * world_size
         torch.distributed.gather_object(part, parts if rank == 0 else None)
         return concatenate([p for p in parts if p is not None]) if rank == 0 else None
 
-    def _features_of_pixels(self, data: ImageData) -> Features:
-        return pixels(sequential(data, batch_size=_ROWS), classes=_classes(data))
+    def _together(self, work: Callable[[], Found]) -> Found:
+        """Do something on all workers; where it fails on one of them, it fails on all: a worker that stopped alone
+        would leave the others waiting.
+
+        Raises:
+            RunError: features that do not fit, or a probe that diverged.
+        """
+        problem, found = None, None
+        try:
+            found = work()
+        except (ValueError, ArithmeticError) as error:  # how evaluators say so
+            problem = f"evaluation: {error}"
+        if self._runtime.world_size > 1:
+            problems: list[str | None] = [None] * self._runtime.world_size
+            torch.distributed.all_gather_object(problems, problem)
+            problem = next((each for each in problems if each is not None), None)
+        if problem is not None:
+            raise RunError(problem)
+        return cast("Found", found)
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Some held-out images and the training images that are most similar to them; of videos, frames."""
+
+    queries: npt.NDArray[np.uint8]
+    """(Q, C, H, W)."""
+    nearest: npt.NDArray[np.uint8]
+    """(Q, k, C, H, W), the most similar first."""
+    right: npt.NDArray[np.bool_]
+    """(Q, k): whether they are of the same class."""
+
+
+def _retrieved(found: Neighbours, train: Samples, test: Samples) -> Retrieved:
+    def pictures(data: Samples, rows: Tensor) -> npt.NDArray[np.uint8]:
+        chosen = data.select(rows.flatten().numpy(), clips=False).rows
+        return data.pictures[chosen].reshape(*rows.shape, *data.pictures.shape[1:])
+
+    return Retrieved(pictures(test, found.queries), pictures(train, found.nearest), found.right.numpy())
+
+
+class SharedSamples:
+    """A data set as one of the workers that share it sees it; see ``SampleSet``.
+
+    Args:
+        data: the whole set.
+        runtime: this worker.
+        clips: of videos, whether random batches hold clips, or a frame of each as an image.
+    """
+
+    def __init__(self, data: Samples, runtime: Runtime, *, clips: bool = False) -> None:
+        self.data, self._runtime, self._clips = data, runtime, clips
+
+    def of(self, algorithm: Algorithm) -> SharedSamples:
+        """As the algorithm trains on them."""
+        return SharedSamples(self.data, self._runtime, clips=algorithm.video)
+
+    @property
+    def classes(self) -> int | None:
+        return _classes(self.data)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def part(self) -> range:
+        rank, world_size = self._runtime.rank, self._runtime.world_size
+        return range(rank * len(self) // world_size, (rank + 1) * len(self) // world_size)
+
+    def batches(self) -> Iterator[dict[str, Tensor]]:
+        return sequential(
+            self.data,
+            batch_size=max(1, _PICTURES // (self.data.spec().frames or 1)),
+            rank=self._runtime.rank,
+            world_size=self._runtime.world_size,
+            device=self._runtime.device,
+        )
+
+    def shuffled(self, batch_size: int, key: str) -> Loader:
+        return Loader(
+            self.data,
+            batch_size=batch_size,
+            seed=int(bits(key, 0, 1)),
+            rank=self._runtime.rank,
+            world_size=self._runtime.world_size,
+            device=self._runtime.device,
+            clips=self._clips,
+        )
+
+    def some(self, fraction: float, seed: int) -> SharedSamples:
+        return SharedSamples(fraction_of(self.data, fraction, seed), self._runtime, clips=self._clips)
+
+
+def _features_of_pixels(data: Samples) -> Features:
+    return pixels(sequential(data, batch_size=_PICTURES), classes=_classes(data))
 
 
 def _tell_of(tell: Tell, network: str, what: str) -> None:
@@ -147,28 +260,38 @@ def _due(evaluator: Evaluator, done: int, steps_per_epoch: int) -> bool:
     return evaluator.every_epochs is not None and done % (evaluator.every_epochs * steps_per_epoch) == 0
 
 
-def _classes(data: ImageData) -> int | None:
+def _classes(data: Samples) -> int | None:
     return None if data.labels is None else len(data.classes)
 
 
-def check_evaluators(job: Job, train: ImageData) -> list[Problem]:
-    """What the evaluators miss in the training data, seen before training rather than after it."""
+def check_evaluators(job: Job, train: Samples) -> list[Problem]:
+    """What the evaluators miss in the training data or in the algorithm, seen before training rather than after it."""
     problems = []
     labels = None if train.labels is None else torch.tensor(train.labels)
     classifies = ALGORITHMS[job.algorithm.type].class_scores is not Algorithm.class_scores
+    algorithm = None
+    if any(isinstance(evaluator, NetworkEvaluator) for evaluator in job.evaluation):
+        with suppress(ValueError):  # said with the algorithm's other problems
+            algorithm = build_algorithm(job, train.spec())
     for index, evaluator in enumerate(job.evaluation):
-        if evaluator.needs_scores and not classifies:
+        if isinstance(evaluator, FeatureEvaluator) and evaluator.needs_scores and not classifies:
             what = f"{evaluator.type} judges class scores, and {job.algorithm.type} gives none; choose a probe"
             problems.append(Problem(what, f"evaluation.{index}"))
         try:
             evaluator.check(len(train), labels, _classes(train))
+            if isinstance(evaluator, NetworkEvaluator):
+                for workers in job.resources.worker_range:
+                    evaluator.check_workers(workers)
+                if algorithm is not None:
+                    sample = next(sequential(train, batch_size=1))
+                    evaluator.check_network(algorithm, sample, len(train))
         except ValueError as error:
             problems.append(Problem(str(error), f"evaluation.{index}"))
     return problems
 
 
 def evaluate_checkpoint(
-    job: Job, data: tuple[ImageData, ImageData | None], folder: RunFolder, step: int | None, runtime: Runtime
+    job: Job, data: tuple[Samples, Samples | None], folder: RunFolder, step: int | None, runtime: Runtime
 ) -> tuple[int, dict[str, float]]:
     """Judge a checkpoint of ``folder`` by the evaluators of ``job``, beside the baselines.
 

@@ -26,12 +26,12 @@ import torch
 from heliostat.config.job import Job
 from heliostat.config.loading import dump
 from heliostat.config.registry import ALGORITHMS
-from heliostat.data.images import fraction_of
+from heliostat.data.samples import Samples, fraction_of
 from heliostat.errors import InputError, Problem, RunError
 from heliostat.tracking.figures import draw_results
 from heliostat.tracking.location import StoreError, display_uri, prepare_store, resolve_uri
 from heliostat.tracking.tracker import Tracker, TrackerStatus
-from heliostat.training.datasets import Datasets, check_against_data
+from heliostat.training.datasets import Datasets, check_against_data, check_alike
 from heliostat.training.environment import describe
 from heliostat.training.evaluation import check_evaluators
 from heliostat.training.loop import TrainingLoop
@@ -123,7 +123,7 @@ def check(job: Job, *, follows: bool = False) -> list[Problem]:
 
 
 def _separable(job: Job) -> bool:
-    return ALGORITHMS[job.algorithm.type].separable
+    return ALGORITHMS[job.algorithm.type].is_separable(job.algorithm)
 
 
 def device(job: Job) -> torch.device:
@@ -159,15 +159,17 @@ def load(job: Job) -> Datasets:
     Raises:
         InputError: it cannot be read, or does not fit the batch, the workers, the schedule or the evaluators.
     """
-    train = fraction_of(job.data.train.load(), job.data.train_fraction, job.seed)
+    whole: Samples = job.data.train.load()
+    train = fraction_of(whole, job.data.train_fraction, job.seed)
     data = Datasets(train, job.data.test.load() if job.data.test is not None else None)
     problems = check_evaluators(job, data.train)
     for index, evaluator in enumerate(job.evaluation):
         if evaluator.needs_labels and data.test is not None and data.test.labels is None:
             problems.append(Problem(f"{evaluator.type} needs labels, and data.test has none", f"evaluation.{index}"))
-    if data.test is not None and data.test.images.shape[1:] != data.train.images.shape[1:]:
-        shapes = f"{data.train.images.shape[1:]} and {data.test.images.shape[1:]}"
-        problems.append(Problem(f"train and test images differ in (channels, height, width): {shapes}", "data.test"))
+    problems += check_alike(data)
+    if ALGORITHMS[job.algorithm.type].video and data.train.spec().frames is None:
+        what = f"{job.algorithm.type} learns from clips, and {data.train.name} holds images; take a source of videos"
+        problems.append(Problem(what, "data.train"))
     require(problems)
     check_against_data(job, data)
     check_algorithm(job, data)
@@ -268,9 +270,9 @@ class DataFacts:
 def data_facts(data: Datasets) -> list[DataFacts]:
     """Facts of both data sets, small enough to travel to the tracker's process."""
     return [
-        DataFacts(context, images.name, images.fingerprint, len(images))
-        for context, images in (("train", data.train), ("test", data.test))
-        if images is not None
+        DataFacts(context, samples.name, samples.fingerprint, len(samples))
+        for context, samples in (("train", data.train), ("test", data.test))
+        if samples is not None
     ]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from heliostat.config.job import Job
+from heliostat.config.registry import ALGORITHMS
 from heliostat.data.loader import Loader
 from heliostat.errors import InputError, RunError
 from heliostat.training.checkpoint import CheckpointError
@@ -67,6 +68,7 @@ class TrainingLoop:
             rank=runtime.rank,
             world_size=runtime.world_size,
             device=runtime.device,
+            clips=ALGORITHMS[job.algorithm.type].video,
         )
         self.total_steps = total_steps(job, self.loader.steps_per_epoch)
         self.spec = data.train.spec()
@@ -237,8 +239,9 @@ class TrainingLoop:
         if data.corrupt:
             named = "; ".join(f"{item.where}: {item.why}" for item in data.corrupt[:5])
             more = f"; and {len(data.corrupt) - 5} more" if len(data.corrupt) > 5 else ""
+            kind = "images" if self.spec.frames is None else "videos"
             self.runtime.notice(
-                f"{len(data.corrupt)} training images cannot be decoded and are left out: {named}{more}"
+                f"{len(data.corrupt)} training {kind} cannot be decoded and are left out: {named}{more}"
             )
         self.runtime.log({"data/dropped_per_epoch": dropped, "data/corrupt_images": len(data.corrupt)}, 0)
 
@@ -291,7 +294,7 @@ class TrainingLoop:
                 return Outcome("failed", self.total_steps, problem, results)
             try:
                 shown = self.evaluation.shown
-                keep_pictures(self.state.algorithm, shown, self.folder, self.runtime.device)
+                keep_pictures(self.state.algorithm, shown, self.folder, self.runtime.device, self.evaluation.retrieved)
             except OSError as error:  # the numbers are safe
                 self.runtime.notice(f"pictures could not be written: {error}")
             evaluated = {name: value for name, value in results.items() if name.startswith("eval/")}
@@ -345,7 +348,11 @@ class TrainingLoop:
                 "run": self.folder.name,
                 "algorithm": self.job.algorithm.type,
                 "world_size": self.runtime.world_size,
-                "data": {"image_shape": list(self.spec.image_shape), "classes": self.spec.classes},
+                "data": {
+                    "image_shape": list(self.spec.image_shape),
+                    "classes": self.spec.classes,
+                    "frames": self.spec.frames,
+                },
             }
             try:
                 self.checkpoints.save(done, self.state.state_dict(), about, replace=done in self._unsound)

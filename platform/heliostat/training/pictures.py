@@ -3,29 +3,55 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from heliostat.data.images import ImageData
-from heliostat.tracking.figures import draw_attention
+from heliostat.data.loader import sequential
+from heliostat.data.samples import Samples
+from heliostat.tracking.figures import draw_attention, draw_neighbours, draw_panels
+from heliostat.training.evaluation import Retrieved
 from heliostat.training.run_folder import RunFolder
 from heliostat_algorithms.algorithm import Algorithm
+from heliostat_algorithms.evaluation.extraction import EVALUATION_STEP, as_trained, evaluating
+from heliostat_algorithms.randomness import Random
 
-_IMAGES = 8
+_SAMPLES = 8
+_SEED = 0
+"""Of masks and the like: the same in all runs, so that their pictures can be compared."""
 
 
-@torch.no_grad()
-def keep_pictures(algorithm: Algorithm, data: ImageData, folder: RunFolder, device: torch.device) -> None:
-    """Where the last layer looks in the first images of a set, for networks with attention."""
-    images = torch.from_numpy(data.images[:_IMAGES].copy())
-    training = algorithm.training
-    algorithm.eval()
-    maps = algorithm.attention_maps(images.to(device))
-    algorithm.train(training)
-    if maps is None:
-        return
+def keep_pictures(
+    algorithm: Algorithm,
+    data: Samples,
+    folder: RunFolder,
+    device: torch.device,
+    retrieved: Retrieved | None = None,
+) -> None:
+    """What the method makes of the first samples of a set, where its last layer looks, for networks with attention, and
+    what the last evaluation retrieved, where one did.
+
+    Raises:
+        OSError: a picture could not be written.
+    """
+    batch = as_trained(algorithm, next(sequential(data, batch_size=_SAMPLES, device=device)))
+    random = Random(_SEED, EVALUATION_STEP, range(len(batch["index"])), device)
+    with evaluating(algorithm):
+        drawn = algorithm.pictures(batch, random)
+        maps = algorithm.attention_maps(batch["image"]) if "image" in batch else None
+    for name, panels in drawn.items():
+        images = (panels.images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+        _keep(folder, name, partial(draw_panels, panels.titles, images))
+    if maps is not None:
+        _keep(folder, "attention", partial(draw_attention, batch["image"].cpu().numpy(), maps.float().cpu().numpy()))
+    if retrieved is not None:
+        _keep(folder, "neighbours", partial(draw_neighbours, retrieved.queries, retrieved.nearest, retrieved.right))
+
+
+def _keep(folder: RunFolder, name: str, draw: Callable[[Path], None]) -> None:
     with tempfile.TemporaryDirectory(prefix="heliostat-") as pictures:
-        path = Path(pictures) / "attention.png"
-        draw_attention(images.numpy(), maps.float().cpu().numpy(), path)
+        path = Path(pictures) / f"{name}.png"
+        draw(path)
         folder.keep_figure(path.name, path.read_bytes())

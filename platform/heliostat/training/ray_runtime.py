@@ -25,7 +25,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from heliostat.config.job import Job
 from heliostat.config.loading import dump, parse
-from heliostat.data.sharing import SharedImageData, share
+from heliostat.data.samples import Samples
+from heliostat.data.sharing import Shared, share
 from heliostat.errors import InputError, Problem, RunError
 from heliostat.training.datasets import Datasets
 from heliostat.training.loop import TrainingLoop
@@ -89,8 +90,8 @@ class _TellFailures(UserCallback):
 def _work(config: dict[str, Any]) -> None:
     """What each worker runs."""
     runtime = RayRuntime(config["monitor"])
-    shared: SharedImageData = config["train"]
-    held_out: SharedImageData | None = config["test"]
+    shared: Shared[Samples] = config["train"]
+    held_out: Shared[Samples] | None = config["test"]
     data = Datasets(shared.open(), held_out.open() if held_out else None)
     job = parse(config["job"], "the job")
     folder = RunFolder(config["folder"])
