@@ -160,15 +160,20 @@ class Algorithm(nn.Module, ABC):
         return None
 
     def whole(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8, clips (B, T, C, H, W) -> what the encoder is shown of whole samples, without chance."""
-        raise NotImplementedError(f"{type(self).__name__} has no encoder")
+        """(B, C, H, W) uint8, clips (B, T, C, H, W) -> what the encoder is shown of whole samples, without chance; by
+        default the pixels as they are, from 0 to 1."""
+        return images.float() / 255
 
     def features(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8, or clips (B, T, C, H, W) -> (B, D): what probes judge. Called in evaluation mode, without
-        gradient but for fine-tuning."""
+        gradient but for fine-tuning.
+
+        Raises:
+            TypeError: this method has no encoder, and so no features.
+        """
         encoder = self.encoder()
         if encoder is None:
-            raise NotImplementedError(f"{type(self).__name__} has no encoder")
+            raise TypeError(f"{type(self).__name__} has no encoder, so there are no features to judge")
         h: Tensor = encoder(self.whole(images))
         return h
 

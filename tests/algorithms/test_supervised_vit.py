@@ -373,10 +373,10 @@ class Pretrained(Algorithm):
         self.network = encoder
 
     def prepare(self, batch: Batch, clock: Clock, random: Random) -> Inputs:
-        raise NotImplementedError
+        raise AssertionError("an origin is begun from, not trained")
 
     def forward(self, inputs: Inputs, clock: Clock) -> Step:
-        raise NotImplementedError
+        raise AssertionError("an origin is begun from, not trained")
 
     def encoder(self) -> Encoder | None:
         return self.network

@@ -161,7 +161,7 @@ def test_sequential_gives_every_sample_once_in_order(count, batch_size, world_si
 @pytest.mark.accelerator
 def test_batches_reach_the_gpu(toy):
     if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
+        pytest.skip("copies to a GPU can only be seen where torch finds one")
     data = toy(100)
     here, there = Loader(data, batch_size=16, seed=1), Loader(data, batch_size=16, seed=1, device="cuda")
     for step in range(12):
