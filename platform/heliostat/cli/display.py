@@ -29,8 +29,8 @@ from heliostat.tracking.location import display_uri
 from heliostat.tracking.metrics import Cell, cell
 
 if TYPE_CHECKING:
-    from heliostat.config.job import Job
-    from heliostat.training.launch import Finished
+    from heliostat.config.loading import AnyJob
+    from heliostat.training.conduct import Finished
     from heliostat.training.monitor import Progress as RunProgress
     from heliostat.training.monitor import Snapshot
 
@@ -53,7 +53,7 @@ class Display:
         self._last_line, self._last = 0.0, ("", -1)
         self._began = time.monotonic()
 
-    def job(self, job: Job) -> None:
+    def job(self, job: AnyJob) -> None:
         """The resolved job."""
         from heliostat.config.loading import dump
 
@@ -152,6 +152,8 @@ def _numbers(progress: RunProgress) -> str:
     parts = [] if progress.loss is None else [f"epoch {progress.epoch:.1f}", f"loss {progress.loss:.4f}"]
     if progress.samples_per_second is not None:
         parts.append(f"{progress.samples_per_second:,.0f} samples/s")
+    if progress.facts:
+        parts.append(progress.facts)
     return "  ".join(parts)
 
 
@@ -182,7 +184,12 @@ def as_data(finished: Finished) -> dict[str, Any]:
     }
 
 
-_COLUMNS = {"eval": "trained", "baseline/untrained": "untrained", "baseline/pixels": "raw pixels"}
+_COLUMNS = {
+    "eval": "trained",
+    "baseline/untrained": "untrained",
+    "baseline/pixels": "raw pixels",
+    "baseline/random": "random",
+}
 
 
 def results_table(results: dict[str, float], title: str) -> Table:

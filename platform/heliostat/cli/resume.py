@@ -22,8 +22,9 @@ def resume(
     """Continue a run from its newest checkpoint, exactly where an uninterrupted run would be."""
     from heliostat.cli.display import Display
     from heliostat.cli.run import run_chain
-    from heliostat.config.loading import parse
+    from heliostat.config.reinforcement import ReinforcementJob
     from heliostat.errors import InputError, Problem
+    from heliostat.reinforcement import launch as agents
     from heliostat.training import launch
     from heliostat.training.run_folder import RunFolder
     from heliostat.training.stages import Chain
@@ -43,10 +44,12 @@ def resume(
             free = ", ".join(_FREE)
             what = f"a resumed run keeps its job; only {free} may change. Start a new run for another experiment"
             raise InputError(Problem(what, f"command line, '{change}'"))
-    text = folder.storage.read("job.yaml").decode()
-    job = parse(text, f"{folder.storage.uri}/job.yaml", overrides or [])
+    job = folder.any_job(overrides or [])
     display = Display(quiet=json)
     with display:
-        finished = launch.resume(folder, job, display)
+        if isinstance(job, ReinforcementJob):
+            finished = agents.resume(folder, job, display)
+        else:
+            finished = launch.resume(folder, job, display)
     display.finished(finished)
     display.leave(finished)

@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from heliostat.config.loading import Stage
+    from heliostat.config.reinforcement import ReinforcementJob
     from heliostat.training.stages import Chain
 
 
@@ -34,13 +35,17 @@ def run(
     """
     from heliostat.cli.display import Display
     from heliostat.config.loading import load
+    from heliostat.config.reinforcement import ReinforcementJob
     from heliostat.training import launch
     from heliostat.training.stages import Chain
 
     changes = list(overrides or [])
     if local:
-        changes += ["resources.runtime=local", "resources.workers=1"]
+        changes += local_changes(job, changes)
     stages = load(job, changes)
+    if isinstance(stages, ReinforcementJob):
+        run_agent(stages, name, stage, json=json)
+        return
     if stage is not None:
         stages = (only(stages, stage, changes),)
     if len(stages) > 1:
@@ -52,6 +57,33 @@ def run(
     display.job(launch.resolved(loaded))
     with display:
         finished = launch.start(loaded, display, name)
+    display.finished(finished)
+    display.leave(finished)
+
+
+def local_changes(path: Path, changes: list[str]) -> list[str]:
+    """What makes a job one process; a job that already is one, or cannot be read, tells of its own problems."""
+    from heliostat.config.loading import load
+    from heliostat.config.reinforcement import ReinforcementJob
+
+    loaded = load(path, changes)
+    parts = ("actors", "shards", "learners") if isinstance(loaded, ReinforcementJob) else ("workers",)
+    return ["resources.runtime=local", *(f"resources.{part}=1" for part in parts)]
+
+
+def run_agent(job: ReinforcementJob, name: str | None, stage: str | None, *, json: bool) -> None:
+    """Run a job of reinforcement learning."""
+    from heliostat.cli.display import Display
+    from heliostat.errors import InputError, Problem
+    from heliostat.reinforcement import launch
+
+    if stage is not None:
+        raise InputError(Problem(f"there is no stage '{stage}': the file has no stages", "--stage"))
+    display = Display(quiet=json)
+    launch.require(launch.check(job))
+    display.job(launch.resolved(job))
+    with display:
+        finished = launch.start(job, display, name)
     display.finished(finished)
     display.leave(finished)
 
@@ -80,7 +112,7 @@ def run_chain(chain: Chain, *, json: bool) -> None:
     from contextlib import ExitStack
 
     from heliostat.cli.display import Display, as_data
-    from heliostat.training.launch import Finished, Watcher
+    from heliostat.training.conduct import Finished, Watcher
 
     done: list[Finished] = []
     order = [stage.name for stage in chain.stages]

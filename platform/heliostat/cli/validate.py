@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from heliostat.config.job import Job
+    from heliostat.config.loading import AnyJob, Stage
 
 
 def validate(
@@ -23,26 +27,21 @@ def validate(
 
     from heliostat.config.loading import dump, load
     from heliostat.config.loading import schema as job_schema
+    from heliostat.config.reinforcement import ReinforcementJob
     from heliostat.errors import InputError
-    from heliostat.training import launch
-    from heliostat.training.stages import check_data, resolved
+    from heliostat.reinforcement import launch as agents
 
     if schema:
         print(json_module.dumps(job_schema(), indent=2))
         return
     if job is None:
         raise InputError("name a job file, or ask for --schema")
-    stages = load(job, overrides or [])
-    launch.require(
-        list(
-            dict.fromkeys(
-                problem for stage in stages for problem in launch.check(stage.job, follows=bool(stage.follows))
-            )
-        )
-    )
-    checked = {stage.name: resolved(stage).job for stage in stages}
-    if data:
-        check_data(stages)
+    loaded = load(job, overrides or [])
+    if isinstance(loaded, ReinforcementJob):
+        agents.require(agents.check(loaded))
+        checked: dict[str, AnyJob] = {"": agents.resolved(loaded)}
+    else:
+        checked = dict(checked_stages(loaded, data=data))
     if json:
         plain = {name: each.resolved() for name, each in checked.items()}
         print(json_module.dumps(plain.get("", plain), indent=2))
@@ -54,3 +53,15 @@ def validate(
         text = dump(each, console.width - 12)
         console.print(Syntax(text, "yaml", theme="ansi_dark", background_color="default"))
     console.print(f"[bold green]valid[/]: {job}", highlight=False)
+
+
+def checked_stages(stages: tuple[Stage, ...], *, data: bool) -> dict[str, Job]:
+    """Each stage's resolved job, by the stage's name; with ``data`` also decoded."""
+    from heliostat.training import launch
+    from heliostat.training.stages import check_data, resolved
+
+    problems = [problem for stage in stages for problem in launch.check(stage.job, follows=bool(stage.follows))]
+    launch.require(list(dict.fromkeys(problems)))
+    if data:
+        check_data(stages)
+    return {stage.name: resolved(stage).job for stage in stages}

@@ -7,16 +7,22 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic.json_schema import models_json_schema
 from pydantic_core import ErrorDetails
 
 from heliostat.config.document import Document, KeyPath
 from heliostat.config.job import Job
 from heliostat.config.partial import completed
+from heliostat.config.registry import AGENTS, ALGORITHMS
+from heliostat.config.reinforcement import ReinforcementJob
 from heliostat.errors import InputError, Problem, nearest
+
+AnyJob: TypeAlias = Job | ReinforcementJob
+"""What a job file holds: training on ``data``, or reinforcement learning in an ``environment``."""
 
 
 def schema() -> dict[str, Any]:
@@ -24,8 +30,9 @@ def schema() -> dict[str, Any]:
 
     In a file with stages every section may be a part of one, so there only names are checked.
     """
-    job = Job.model_json_schema()
-    definitions = job.pop("$defs")
+    models: list[tuple[type[BaseModel], Any]] = [(Job, "validation"), (ReinforcementJob, "validation")]
+    definitions = models_json_schema(models)[1]["$defs"]
+    job, reinforcement = definitions.pop("Job"), definitions.pop("ReinforcementJob")
     stage = {"type": ["object", "null"], "propertyNames": {"enum": [key for key in job["properties"] if key != "name"]}}
     staged = {
         "type": "object",
@@ -41,7 +48,7 @@ def schema() -> dict[str, Any]:
         "title": "Job file",
         "if": {"required": ["stages"]},
         "then": staged,
-        "else": job,
+        "else": {"if": {"required": ["environment"]}, "then": reinforcement, "else": job},
         "$defs": definitions,
     }
 
@@ -57,8 +64,8 @@ class Stage:
     """The stage from whose result this one begins; None where it begins with random weights or from another run."""
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Stage, ...]:
-    """Read and validate a job file.
+def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Stage, ...] | ReinforcementJob:
+    """Read and validate a job file: one or several trainings on data, or a job of reinforcement learning.
 
     Raises:
         InputError: with every problem of form: file and line, what is wrong, and the nearest valid name.
@@ -73,12 +80,27 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Stage, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(Problem(f"the job file cannot be read: {error}", str(path))) from None
     document = _document(text, str(path), overrides)
-    return _stages(document) if "stages" in document.data else (Stage("", _job(document), None),)
+    if "stages" in document.data:
+        return _stages(document)
+    job = _job(document)
+    return job if isinstance(job, ReinforcementJob) else (Stage("", job, None),)
+
+
+def parse_any(text: str, name: str, overrides: Sequence[str] = ()) -> AnyJob:
+    """As :func:`load`, from the text of a job without stages."""
+    return _job(_document(text, name, overrides))
 
 
 def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Job:
-    """As :func:`load`, from the text of a job without stages."""
-    return _job(_document(text, name, overrides))
+    """As :func:`parse_any`, of a job that trains on data.
+
+    Raises:
+        InputError: also where the job is one of reinforcement learning.
+    """
+    job = parse_any(text, name, overrides)
+    if isinstance(job, ReinforcementJob):
+        raise InputError(Problem("this is a job of reinforcement learning; one that trains on data is needed", name))
+    return job
 
 
 def _document(text: str, name: str, overrides: Sequence[str]) -> Document:
@@ -115,7 +137,10 @@ def _stages(document: Document) -> tuple[Stage, ...]:
                 merged.data["name"] = f"{merged.data['name']}-{name}"
             try:
                 follows = found[-1].name if found and not own_begin else None
-                found.append(Stage(name, _job(merged), follows))
+                job = _job(merged)
+                if isinstance(job, ReinforcementJob):
+                    raise InputError(Problem("an environment is learned in by a job of its own, not by a stage", place))
+                found.append(Stage(name, job, follows))
             except InputError as error:
                 for problem in error.problems:
                     inner.setdefault(problem, []).append(name)
@@ -127,17 +152,27 @@ def _stages(document: Document) -> tuple[Stage, ...]:
     return tuple(found)
 
 
-def _job(document: Document) -> Job:
+def _model(data: dict[str, Any]) -> type[Job] | type[ReinforcementJob]:
+    """Which kind of job this is: the algorithm decides, or where it names none, what it learns from."""
+    algorithm = data.get("algorithm")
+    name = algorithm.get("type") if isinstance(algorithm, dict) else None
+    if name in AGENTS:
+        return ReinforcementJob
+    return ReinforcementJob if "environment" in data and "data" not in data and name not in ALGORITHMS else Job
+
+
+def _job(document: Document) -> AnyJob:
     data = {**document.data, "algorithm": completed(document.data.get("algorithm"))}
+    model = _model(data)
     try:
         # JSON mode is pydantic's strict mode for data without tuples or enums: no string becomes a number.
-        return Job.model_validate_json(json.dumps(data), strict=True)
+        return model.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        job_schema = Job.model_json_schema()
+        job_schema = model.model_json_schema()
         raise InputError([_problem(detail, document, job_schema) for detail in error.errors()]) from None
 
 
-def dump(job: Job, width: int = 120) -> str:
+def dump(job: AnyJob, width: int = 120) -> str:
     """The resolved job as YAML that :func:`load` takes back, in lines of about ``width`` characters."""
     return yaml.safe_dump(job.resolved(), sort_keys=False, default_flow_style=None, width=width)
 

@@ -10,16 +10,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from heliostat.config.registry import ALGORITHMS
+from heliostat.config.registry import AGENTS, ALGORITHMS
 
 
 def completed(algorithm: Any) -> Any:
     """The ``algorithm:`` mapping of a job file with its partly written settings completed. What is no mapping, or names
     no algorithm, stays as it is: validation tells."""
     name = algorithm.get("type") if isinstance(algorithm, Mapping) else None
-    if not isinstance(name, str) or name not in ALGORITHMS:
+    known: dict[str, Any] = {**ALGORITHMS, **AGENTS}
+    if not isinstance(name, str) or name not in known:
         return algorithm
-    return _over_defaults(algorithm, ALGORITHMS[name].Config)
+    return _over_defaults(algorithm, known[name].Config)
 
 
 def _over_defaults(written: Mapping[str, Any], config: type[Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from heliostat_algorithms.algorithm import Algorithm, OneOf
+from heliostat_algorithms.reinforcement.dqn import DQN
 from heliostat_algorithms.representation.dino import DINO
 from heliostat_algorithms.representation.dinov2 import DINOv2
 from heliostat_algorithms.representation.ijepa import IJEPA
@@ -37,6 +38,9 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "vit": ViTClassifier,
 }
 """The name in a job file (``algorithm: {type: ...}``) and the class that it builds."""
+
+AGENTS: dict[str, type[DQN]] = {"dqn": DQN}
+"""The same for reinforcement learning: what a job with ``environment:`` names."""
 
 
 def type_name(config: type[Any]) -> str:
@@ -77,3 +81,6 @@ AlgorithmConfig: TypeAlias = Annotated[
     OneOf(),
 ]
 """Any algorithm's config, told apart by ``type``."""
+
+AgentConfig: TypeAlias = Annotated[DQN.Config, OneOf()]
+"""Any agent's config, told apart by ``type``."""

@@ -6,66 +6,38 @@ path.
 
 from __future__ import annotations
 
-import json
-import logging
-import re
-import signal
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
 
-import psutil
 import torch
 
 from heliostat.config.job import Job
-from heliostat.config.loading import dump
 from heliostat.config.registry import ALGORITHMS
 from heliostat.data.samples import Samples, fraction_of
-from heliostat.errors import InputError, Problem, RunError
-from heliostat.tracking.figures import draw_results
-from heliostat.tracking.location import StoreError, display_uri, prepare_store, resolve_uri
-from heliostat.tracking.tracker import Tracker, TrackerStatus
+from heliostat.errors import InputError, Problem
+from heliostat.tracking.location import resolve_uri
+from heliostat.tracking.tracker import Tracker
+from heliostat.training.conduct import (
+    POLL_SECONDS,
+    DataFacts,
+    Finished,
+    Recorder,
+    Watcher,
+    check_tracking,
+    conduct,
+    in_this_process,
+    secrets_in,
+    stop_signals,
+)
 from heliostat.training.datasets import Datasets, check_against_data, check_alike
-from heliostat.training.environment import describe
 from heliostat.training.evaluation import check_evaluators
 from heliostat.training.loop import TrainingLoop
-from heliostat.training.monitor import EndStatus, Monitor, Outcome, Snapshot
+from heliostat.training.monitor import Monitor, Outcome
 from heliostat.training.origin import begin_from, find_origin
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import LocalRuntime
 from heliostat.training.state import TrainingState
-
-if TYPE_CHECKING:
-    from heliostat.training.ray_runtime import RemoteMonitor
-
-_logger = logging.getLogger("heliostat.training")
-_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
-_FLUSH_SECONDS = 30.0
-_POLL_SECONDS = 0.3
-_STATUS: dict[str, EndStatus] = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
-
-
-class Watcher(Protocol):
-    """Whoever shows the run to a person."""
-
-    def show(self, snapshot: Snapshot) -> None:
-        """Called a few times a second, from any one thread at a time."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What is known when a run has ended."""
-
-    folder: RunFolder
-    outcome: Outcome
-    tracking_uri: str
-    tracking: TrackerStatus
 
 
 def check(job: Job, *, follows: bool = False) -> list[Problem]:
@@ -108,18 +80,7 @@ def check(job: Job, *, follows: bool = False) -> list[Problem]:
             find_origin(job.begin, job.output)
         except InputError as error:
             problems += error.problems
-    try:
-        resolve_uri(job.tracking.uri)
-    except InputError as error:
-        problems += error.problems
-    for key, value in flatten(job.resolved()).items():
-        if isinstance(value, str) and _PASSWORD.search(value):
-            what = (
-                "this address holds a password, and the job is stored with the run and in MLflow; give credentials in "
-                "the environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or AWS_ACCESS_KEY_ID"
-            )
-            problems.append(Problem(what, key))
-    return problems
+    return problems + check_tracking(job) + secrets_in(job)
 
 
 def _separable(job: Job) -> bool:
@@ -228,43 +189,8 @@ def settled(job: Job) -> Job:
 
 
 def _work(job: Job, data: Datasets, folder: RunFolder, watcher: Watcher) -> Finished:
-    with folder.locked():
-        uri = resolve_uri(job.tracking.uri)
-        try:
-            prepare_store(uri, job.tracking.experiment)
-        except StoreError as error:  # the run does not depend on it: what it records waits with the run
-            _logger.warning("%s; training goes on and keeps what it records", error)
-        folder.storage.replace("job.yaml", dump(job).encode())
-        folder.storage.write_json("environment.json", describe())
-        folder.update(status="running", tracking_uri=display_uri(uri), experiment=job.tracking.experiment)
-        open_tracker = partial(_open_tracker, job, data_facts(data), uri, folder)
-        monitor, outcome = (_run_here if job.resources.runtime == "local" else _run_on_ray)(
-            job, data, folder, open_tracker, _Watched(watcher, folder)
-        )
-        with tempfile.TemporaryDirectory(prefix="heliostat-") as pictures:
-            try:
-                picture = Path(pictures) / "results.png"
-                if draw_results(outcome.results, folder.name, picture):
-                    folder.keep_figure(picture.name, picture.read_bytes())
-                for name in folder.figures():
-                    picture = Path(pictures) / name
-                    picture.write_bytes(folder.storage.read(f"figures/{name}"))
-                    monitor.log_figure(picture, picture.stem)
-            except OSError as error:  # the numbers are safe
-                _logger.warning("a picture of the run could not be written: %s", error)
-            tracking = monitor.finish(_STATUS[outcome.status], _FLUSH_SECONDS)
-        folder.update(status=outcome.status, step=outcome.step, message=outcome.message)
-        return Finished(folder, outcome, uri, tracking)
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What the tracker records of a data set."""
-
-    context: str
-    name: str
-    digest: str
-    rows: int
+    work = partial(_run_here if job.resources.runtime == "local" else _run_on_ray, job, data)
+    return conduct(job, data_facts(data), folder, watcher, work)
 
 
 def data_facts(data: Datasets) -> list[DataFacts]:
@@ -276,125 +202,31 @@ def data_facts(data: Datasets) -> list[DataFacts]:
     ]
 
 
-def _open_tracker(job: Job, data: list[DataFacts], uri: str, folder: RunFolder) -> Tracker:
-    """Make the tracker of a run and tell it what does not change while the run works."""
-    environment = folder.storage.read("environment.json").decode()
-    git = json.loads(environment)["git"]
-    tags = {
-        "heliostat.folder": folder.storage.uri,
-        "heliostat.algorithm": job.algorithm.type,
-        "mlflow.source.name": "heliostat",
-        "mlflow.source.type": "JOB" if job.resources.runtime == "ray" else "LOCAL",
-        "mlflow.user": psutil.Process().username(),
-    }
-    if job.begin is not None:
-        tags["heliostat.begun_from"] = f"{job.begin.run} at step {job.begin.checkpoint}"
-    if git is not None:
-        tags["mlflow.source.git.commit"] = git["commit"]
-    tracker = Tracker(
-        uri,
-        job.tracking.experiment,
-        folder.name,
-        run_id=folder.about().get("tracking_run_id"),
-        parameters=flatten(job.resolved()),
-        tags=tags,
-        system_metrics=job.tracking.system_metrics,
-        spool=folder.spool(),
-    )
-    tracker.log_text(dump(job), "job.yaml")
-    tracker.log_text(environment, "environment.json")
-    for facts in data:
-        tracker.log_dataset(facts.name, facts.digest, facts.name, facts.context, facts.rows)
-    return tracker
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, str | int | float | bool | None]:
-    """Nested data as ``a.b.0.c`` -> scalar, the form in which parameters are compared."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        return {prefix: value}
-    flat: dict[str, str | int | float | bool | None] = {}
-    for key, inner in items:
-        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
-class _Watched:
-    """Passes snapshots to the watcher and keeps the tracker's run id with the run, from which a resume takes it."""
-
-    def __init__(self, watcher: Watcher, folder: RunFolder) -> None:
-        self._watcher, self._folder, self._run_id = watcher, folder, folder.about().get("tracking_run_id")
-
-    def show(self, snapshot: Snapshot) -> None:
-        if snapshot.tracking_run_id != self._run_id and snapshot.tracking_run_id is not None:
-            self._run_id = snapshot.tracking_run_id
-            self._folder.update(tracking_run_id=self._run_id)
-        self._watcher.show(snapshot)
-
-
 def _run_here(
     job: Job, data: Datasets, folder: RunFolder, open_tracker: Callable[[], Tracker], watcher: Watcher
-) -> tuple[Monitor, Outcome]:
-    """The loop in this thread; another one shows how it goes."""
-    monitor = Monitor(open_tracker)
-    ended = threading.Event()
+) -> tuple[Recorder, Outcome]:
+    """The loop in this process."""
 
-    def watch() -> None:
-        while not ended.wait(_POLL_SECONDS):
-            watcher.show(monitor.snapshot())
+    def work(monitor: Monitor) -> Outcome:
+        return TrainingLoop(job, data, LocalRuntime(monitor, device=device(job)), folder).run()
 
-    thread = threading.Thread(target=watch, name="watch", daemon=True)
-    thread.start()
-    try:
-        with _stop_signals(monitor.request_stop):
-            outcome = TrainingLoop(job, data, LocalRuntime(monitor, device=device(job)), folder).run()
-    except RunError as error:
-        outcome = Outcome("failed", _step(monitor.snapshot()), str(error))
-    except (Exception, KeyboardInterrupt):
-        monitor.finish("FAILED", _FLUSH_SECONDS)
-        folder.update(status="failed")
-        raise
-    finally:
-        ended.set()
-        thread.join()
-    watcher.show(monitor.snapshot())
-    return monitor, outcome
+    return in_this_process(work, folder, open_tracker, watcher)
 
 
 def _run_on_ray(
     job: Job, data: Datasets, folder: RunFolder, open_tracker: Callable[[], Tracker], watcher: Watcher
-) -> tuple[RemoteMonitor, Outcome]:
+) -> tuple[Recorder, Outcome]:
     """The loop in a Ray Train worker group; this thread shows how it goes."""
     from heliostat.training.ray_runtime import RayRun  # here, so that a local run imports no Ray
 
     run = RayRun(job, data, folder, open_tracker)
     asked = threading.Event()
     told = False
-    with _stop_signals(asked.set):
-        while not run.wait(_POLL_SECONDS):
+    with stop_signals(asked.set):
+        while not run.wait(POLL_SECONDS):
             watcher.show(run.monitor.snapshot())
             if asked.is_set() and not told:
                 run.monitor.request_stop()
                 told = True
     watcher.show(run.monitor.snapshot())
     return run.monitor, run.outcome()
-
-
-def _step(snapshot: Snapshot) -> int:
-    return snapshot.progress.step if snapshot.progress else 0
-
-
-@contextmanager
-def _stop_signals(request: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask the run to save and end; a second Ctrl-C ends it at once."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        request()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

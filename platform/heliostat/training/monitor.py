@@ -31,6 +31,8 @@ class Progress:
     activity: str = "training"
     loss: float | None = None
     samples_per_second: float | None = None
+    facts: str = ""
+    """More numbers, in words."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ restart and on which nodes.
 
 from __future__ import annotations
 
-import logging
-import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -27,7 +25,8 @@ from heliostat.config.job import Job
 from heliostat.config.loading import dump, parse
 from heliostat.data.samples import Samples
 from heliostat.data.sharing import Shared, share
-from heliostat.errors import InputError, Problem, RunError
+from heliostat.errors import InputError, RunError
+from heliostat.training import ray_cluster
 from heliostat.training.datasets import Datasets
 from heliostat.training.loop import TrainingLoop
 from heliostat.training.monitor import EndStatus, Monitor, Outcome, Progress, Snapshot
@@ -104,27 +103,15 @@ def _work(config: dict[str, Any]) -> None:
 
 
 def connect(job: Job) -> None:
-    """Join the cluster that RAY_ADDRESS or ``ray start`` announces, or start Ray on this machine.
+    """Join or start Ray for a job's workers.
 
     Raises:
-        InputError: this machine cannot hold the workers. A cluster may grow, so there Ray waits instead.
+        InputError: this machine cannot hold the workers.
     """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; silences its notice
     resources = job.resources
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     workers = resources.worker_range[0]
-    wanted = {"CPU": workers * resources.cpus_per_worker, "GPU": workers * resources.gpus_per_worker}
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    short = [f"{n:g} {kind}s" for kind, n in wanted.items() if n > have.get(kind, 0)]
-    if short and len(nodes) == 1:
-        available = ", ".join(f"{have.get(kind, 0):g} {kind}s" for kind in wanted)
-        what = (
-            f"{workers} workers need {' and '.join(short)}, but this machine has {available}; ask for fewer or smaller "
-            "workers"
-        )
-        raise InputError(Problem(what, "resources"))
+    needed = workers * resources.cpus_per_worker, workers * resources.gpus_per_worker
+    ray_cluster.connect(*needed, f"{workers} workers")
 
 
 class RayRun:

@@ -6,13 +6,13 @@ import fcntl
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from heliostat.config.job import Job
-from heliostat.config.loading import dump, parse
+from heliostat.config.loading import AnyJob, dump, parse, parse_any
 from heliostat.errors import InputError, Problem, nearest
 from heliostat.training.checkpoint import CheckpointStore
 from heliostat.training.storage import Storage
@@ -34,7 +34,7 @@ class RunFolder:
         return self.storage.uri.rstrip("/").rsplit("/", 1)[-1]
 
     @staticmethod
-    def planned(job: Job, name: str | None = None) -> RunFolder:
+    def planned(job: AnyJob, name: str | None = None) -> RunFolder:
         """The folder that a new run will have; without a name, one that is new: the job's name and six hexadecimal
         digits.
 
@@ -48,7 +48,7 @@ class RunFolder:
             raise InputError(Problem(what, folder.storage.uri))
         return folder
 
-    def create(self, job: Job) -> None:
+    def create(self, job: AnyJob) -> None:
         """Make the folder, with the job in it.
 
         Raises:
@@ -76,8 +76,16 @@ class RunFolder:
         raise InputError(Problem(f"there is no run '{run}'.{hint}"))
 
     def job(self) -> Job:
-        """The resolved job that the run was started with."""
+        """The resolved job that the run was started with.
+
+        Raises:
+            InputError: it is a run of reinforcement learning.
+        """
         return parse(self.storage.read("job.yaml").decode(), f"{self.storage.uri}/job.yaml")
+
+    def any_job(self, overrides: Sequence[str] = ()) -> AnyJob:
+        """The resolved job of any kind that the run was started with, with some changes."""
+        return parse_any(self.storage.read("job.yaml").decode(), f"{self.storage.uri}/job.yaml", overrides)
 
     def checkpoints(self, keep: int = 2) -> CheckpointStore:
         """The run's checkpoints."""

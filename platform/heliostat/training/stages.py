@@ -17,7 +17,7 @@ from heliostat.config.job import Begin, Job
 from heliostat.config.loading import Stage, dump, parse
 from heliostat.errors import InputError, Problem
 from heliostat.training import launch
-from heliostat.training.launch import Finished, Watcher
+from heliostat.training.conduct import Finished, Watcher
 from heliostat.training.origin import take_over
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.state import build_algorithm

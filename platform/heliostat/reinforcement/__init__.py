@@ -1,0 +1,1 @@
+"""Reinforcement learning: environments, and the actors that play in them, remember and learn."""

@@ -1,0 +1,27 @@
+"""The agent of a job, built the same way wherever it is needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from heliostat.config.registry import AGENTS
+from heliostat.reinforcement.environments.spec import EnvironmentSpec
+from heliostat_algorithms.randomness import bits
+from heliostat_algorithms.reinforcement.dqn import DQN
+
+if TYPE_CHECKING:
+    from heliostat.config.reinforcement import ReinforcementJob
+
+
+def build_agent(job: ReinforcementJob, spec: EnvironmentSpec) -> DQN:
+    """The agent with its initial weights, which depend on the job's seed alone; torch's own generator is left as it
+    was.
+
+    Raises:
+        ValueError: its network cannot see such observations.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(bits(f"{job.seed}:weights", 0, 1).item()))
+        return AGENTS[job.algorithm.type](job.algorithm, spec.observation_shape, spec.actions)

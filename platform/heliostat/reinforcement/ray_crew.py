@@ -1,0 +1,117 @@
+"""The crew as actors of Ray. Dead ones are not restarted by Ray but replaced by the coordinator, which knows what was
+lost with them, says so, and counts how often."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from heliostat.errors import InputError
+from heliostat.reinforcement.crew import Member, MemberLost, Resources, Role
+
+_HEALTH_SECONDS = 5.0
+
+
+@ray.remote
+class _Post:
+    """Holds one member's object."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        import torch
+
+        assigned: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
+        threads = max(1, int(assigned.get("CPU", 1)))
+        torch.set_num_threads(threads)
+        self._object = make()
+
+    def do(self, method: str, *arguments: Any) -> Any:
+        return getattr(self._object, method)(*arguments)
+
+    @ray.method(concurrency_group="health")
+    def answer(self) -> None:
+        """Answered even while the member works."""
+
+
+class RayCrew:
+    """Members as actors, in the cluster that this process has joined."""
+
+    def __init__(self) -> None:
+        self._actors: dict[tuple[Role, int], Any] = {}
+
+    def hire(self, member: Member, make: Callable[[], Any], resources: Resources) -> None:
+        """Start an actor; returns before it has started."""
+        self.dismiss(member)
+        post = cast("Any", _Post).options(
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+            max_restarts=0,
+            concurrency_groups={"health": 1},
+        )
+        self._actors[member.role, member.index] = post.remote(make)
+
+    def ask(self, member: Member, method: str, *arguments: Any, returns: int = 1) -> Any:
+        """Queue a call; what goes wrong is raised by :meth:`get`."""
+        actor = self._actors[member.role, member.index]
+        futures = actor.do.options(num_returns=returns).remote(method, *arguments)
+        return futures if returns == 1 else tuple(futures)
+
+    def ready(self, futures: Sequence[Any], seconds: float) -> list[Any]:
+        """Those that are done; waits for one at least."""
+        if not futures:
+            return []
+        done, _ = ray.wait(list(futures), num_returns=1, timeout=seconds, fetch_local=False)
+        if len(done) < len(futures):
+            more, _ = ray.wait(list(futures), num_returns=len(futures), timeout=0, fetch_local=False)
+            done = more or done
+        return cast("list[Any]", done)
+
+    def get(self, future: Any, seconds: float | None = None) -> Any:
+        """Raises what the user can mend as it is, and everything else as a lost member."""
+        try:
+            return ray.get(future, timeout=seconds)
+        except GetTimeoutError:
+            raise MemberLost(f"no answer within {seconds:g} s") from None
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, InputError):
+                raise cause from None
+            raise MemberLost(_last_line(cause) if cause is not None else _last_line(error)) from None
+        except RayError as error:
+            raise MemberLost(_last_line(error)) from None
+
+    def dismiss(self, member: Member) -> None:
+        """Kill the actor at once, whatever it does."""
+        actor = self._actors.pop((member.role, member.index), None)
+        if actor is not None:
+            ray.kill(actor)
+
+    def alive(self, member: Member) -> bool:
+        """Ask it; its work does not keep it from answering."""
+        actor = self._actors.get((member.role, member.index))
+        if actor is None:
+            return False
+        try:
+            ray.get(actor.answer.remote(), timeout=_HEALTH_SECONDS)
+        except RayError:
+            return False
+        return True
+
+    def share(self, value: Any) -> Any:
+        """Put it into the object store."""
+        return ray.put(value)
+
+    def close(self) -> None:
+        """Kill all that are left."""
+        for actor in self._actors.values():
+            ray.kill(actor)
+        self._actors.clear()
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    text = lines[-1] if lines else ""
+    kind = type(error).__name__
+    return text if text.startswith(kind) else f"{kind}: {text}" if text else kind
