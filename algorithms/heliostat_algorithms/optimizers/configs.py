@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from heliostat_algorithms.algorithm import Clock, ParameterGroup
 from heliostat_algorithms.optimizers.lars import LARS
+from heliostat_algorithms.optimizers.rmsprop import RMSProp
 from heliostat_algorithms.schedules import cosine_ramp
 
 
@@ -150,4 +151,62 @@ class AdamW(OptimizerBase):
     def build(self, groups: list[ParameterGroup], batch_size: int) -> Optimizer:
         return torch.optim.AdamW(
             self._groups(groups), lr=self.peak_learning_rate(batch_size), betas=self.betas, eps=self.eps, foreach=True
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(OptimizerBase):
+    """Adam (Kingma and Ba 2014, arXiv 1412.6980); decay is part of the gradient."""
+
+    type: Literal["adam"] = "adam"
+    per: int | None = None
+    """The batch size for which ``learning_rate`` is meant; null: it is used as it is, whatever the batch."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    """Added to the root of the second moment. 1.5e-4 in Rainbow, 0.01 / 32 in C51 and QR-DQN."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {list(self.betas)}; both must be at least 0 and below 1")
+        if not self.eps > 0:
+            raise ValueError(f"eps is {self.eps}; it must be above 0")
+
+    def build(self, groups: list[ParameterGroup], batch_size: int) -> Optimizer:
+        return torch.optim.Adam(  # fused: a third of the time of foreach, on CPUs too
+            self._groups(groups), lr=self.peak_learning_rate(batch_size), betas=self.betas, eps=self.eps, fused=True
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RmsProp(OptimizerBase):
+    """RMSProp with epsilon inside the root, as in DQN's reference code; decay is part of the gradient."""
+
+    type: Literal["rmsprop"] = "rmsprop"
+    learning_rate: float = 2.5e-4
+    """0.00025 in the DQN of 2015."""
+    per: int | None = None
+    """The batch size for which ``learning_rate`` is meant; null: it is used as it is, whatever the batch."""
+    decay: float = 0.95
+    """Share of the old averages that stays in each step."""
+    eps: float = 0.01 / 32**2
+    """Added to the variance of gradients. 0.01 in the 2015 paper, whose code *adds* the gradients of 32 samples; for
+    their mean, as here, that is 0.01 / 32^2."""
+    centered: bool = True
+    """Divide by the standard deviation of gradients (2015), in place of the root of their mean square (2013)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay is {self.decay}; it must be at least 0 and below 1")
+        if not self.eps > 0:
+            raise ValueError(f"eps is {self.eps}; it must be above 0")
+
+    def build(self, groups: list[ParameterGroup], batch_size: int) -> Optimizer:
+        return RMSProp(
+            self._groups(groups),
+            lr=self.peak_learning_rate(batch_size),
+            decay=self.decay,
+            eps=self.eps,
+            centered=self.centered,
         )

@@ -3,6 +3,7 @@ lost with them, says so, and counts how often."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -12,10 +13,11 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from heliostat.errors import InputError
 from heliostat.reinforcement.crew import Member, MemberLost, Resources, Role
 
-_HEALTH_SECONDS = 5.0
+_GRACE_SECONDS = 1.0
+"""A death may be known by its consequences a moment before it is known itself."""
 
 
-@ray.remote
+@ray.remote(concurrency_groups={"life": 1})
 class _Post:
     """Holds one member's object."""
 
@@ -30,9 +32,10 @@ class _Post:
     def do(self, method: str, *arguments: Any) -> Any:
         return getattr(self._object, method)(*arguments)
 
-    @ray.method(concurrency_group="health")
-    def answer(self) -> None:
-        """Answered even while the member works."""
+    @ray.method(concurrency_group="life")
+    def live(self) -> None:
+        """Ends only with the actor, which everybody who waits for it then learns at once."""
+        threading.Event().wait()
 
 
 class RayCrew:
@@ -40,6 +43,7 @@ class RayCrew:
 
     def __init__(self) -> None:
         self._actors: dict[tuple[Role, int], Any] = {}
+        self._lives: dict[tuple[Role, int], Any] = {}  # futures that are done when an actor dies
 
     def hire(self, member: Member, make: Callable[[], Any], resources: Resources) -> None:
         """Start an actor; returns before it has started."""
@@ -48,9 +52,9 @@ class RayCrew:
             num_cpus=resources.cpus,
             num_gpus=resources.gpus,
             max_restarts=0,
-            concurrency_groups={"health": 1},
         )
-        self._actors[member.role, member.index] = post.remote(make)
+        actor = post.remote(make)
+        self._actors[member.role, member.index], self._lives[member.role, member.index] = actor, actor.live.remote()
 
     def ask(self, member: Member, method: str, *arguments: Any, returns: int = 1) -> Any:
         """Queue a call; what goes wrong is raised by :meth:`get`."""
@@ -84,20 +88,15 @@ class RayCrew:
 
     def dismiss(self, member: Member) -> None:
         """Kill the actor at once, whatever it does."""
+        self._lives.pop((member.role, member.index), None)
         actor = self._actors.pop((member.role, member.index), None)
         if actor is not None:
             ray.kill(actor)
 
     def alive(self, member: Member) -> bool:
-        """Ask it; its work does not keep it from answering."""
-        actor = self._actors.get((member.role, member.index))
-        if actor is None:
-            return False
-        try:
-            ray.get(actor.answer.remote(), timeout=_HEALTH_SECONDS)
-        except RayError:
-            return False
-        return True
+        """Whether its actor is; what it works on does not matter."""
+        life = self._lives.get((member.role, member.index))
+        return life is not None and not ray.wait([life], timeout=_GRACE_SECONDS)[0]
 
     def share(self, value: Any) -> Any:
         """Put it into the object store."""
@@ -108,6 +107,7 @@ class RayCrew:
         for actor in self._actors.values():
             ray.kill(actor)
         self._actors.clear()
+        self._lives.clear()
 
 
 def _last_line(error: BaseException) -> str:

@@ -192,7 +192,7 @@ class ReplaySnapshots:
             written |= self._unsaved
         self._unsaved = written  # until a complete snapshot holds them
         arrays = buffer.arrays()
-        generation = arrays.get("generation")
+        generation = arrays["generation"]
         layout: dict[str, _Array] = {}
         copies: _Copies = {}
         for name, array in arrays.items():
@@ -202,14 +202,13 @@ class ReplaySnapshots:
             changed = written
             if self._base is None:
                 changed = np.ones_like(written)
-            elif name == _SEALED and generation is not None and self._generation is not None:
+            elif name == _SEALED:
                 changed = written & (generation != self._generation)
             ranges = list(stored.ranges())
             for block in np.unique(np.flatnonzero(changed) // stored.block_slots).tolist():
                 rows = array[ranges[block]]
                 copies[name, block] = rows.copy() if _holds_anything(rows) else None
-        kept = None if generation is None else generation.copy()
-        self._pending = Pending(self, step, layout, copies, buffer.counters(), kept)
+        self._pending = Pending(self, step, layout, copies, buffer.counters(), generation.copy())
         return self._pending
 
     def _layout(self, name: str, array: npt.NDArray[Any]) -> _Array:
@@ -240,21 +239,19 @@ class ReplaySnapshots:
         manifest, views = self._manifest(step), buffer.arrays()
         self._check(manifest, views, buffer.counters())
         for stored in manifest.arrays.values():
-            for rows, block in zip(stored.ranges(), stored.blocks, strict=True):
+            for block in stored.blocks:
                 if block is not None:
-                    self._read(block, stored, rows)
+                    self._read(block)
         for name, stored in manifest.arrays.items():
             for rows, block in zip(stored.ranges(), stored.blocks, strict=True):
                 view = views[name][rows]
                 if block is not None:
-                    view[...] = self._read(block, stored, rows)
+                    view[...] = self._read(block)
                 elif _holds_anything(view):  # memory that was never used stays so
                     view[...] = 0
         buffer.restore(views, manifest.counters)
         buffer.take_written()  # what the snapshot brought is in the snapshot
-        generation = views.get("generation")
-        self._generation = None if generation is None else generation.copy()
-        self._base, self._unsaved = manifest, None
+        self._base, self._generation, self._unsaved = manifest, views["generation"].copy(), None
 
     def _check(self, manifest: _Manifest, views: Mapping[str, npt.NDArray[Any]], counters: Mapping[str, Any]) -> None:
         there, here = manifest.counters["settings"], counters["settings"]
@@ -283,7 +280,7 @@ class ReplaySnapshots:
                 Problem(f"the manifest of a replay snapshot is damaged: {error}", self._uri(name))
             ) from None
 
-    def _read(self, block: _File, stored: _Array, rows: slice) -> npt.NDArray[Any]:
+    def _read(self, block: _File) -> npt.NDArray[Any]:
         """A block's content, verified."""
         where = self._uri(f"blocks/{block.file}")
         try:
@@ -291,10 +288,8 @@ class ReplaySnapshots:
         except FileNotFoundError:
             raise InputError(Problem("a file of a replay snapshot is missing", where)) from None
         if len(data) != block.bytes or hashlib.sha256(data).hexdigest() != block.sha256:
-            what = (
-                f"a file of a replay snapshot is damaged: {len(data)} bytes, {block.bytes} expected, or other content"
-            )
-            raise InputError(Problem(what, where))
+            size = f"{len(data)} bytes, {block.bytes} expected"
+            raise InputError(Problem(f"a file of a replay snapshot is damaged: {size}, or other content", where))
         return np.load(io.BytesIO(data), allow_pickle=False)  # type: ignore[no-any-return]
 
     def _uri(self, file: str = "") -> str:
@@ -386,7 +381,7 @@ class Pending:
     layout: dict[str, _Array]
     copies: _Copies
     counters: dict[str, Any]
-    generation: npt.NDArray[Any] | None
+    generation: npt.NDArray[Any]
 
     @property
     def nbytes(self) -> int:

@@ -1,8 +1,8 @@
 """A thread in which an environment lives, so that whoever waits for it can stop waiting.
 
 Nothing can interrupt an environment that hangs in foreign code, in a lock or in an endless loop; but its thread can be
-left behind. That costs two hand-overs between threads a call: about 20 microseconds, measured on a 2-core machine, where
-a step of 8 Atari lanes takes 3 milliseconds. The same thread makes, steps, draws and closes the environment, as graphics
+left behind. That costs two hand-overs between threads a call: about 20 microseconds, measured on 2 cores where a step
+of 8 Atari lanes takes 3 milliseconds. The same thread makes, steps, draws and closes the environment, as graphics
 libraries require. An environment that hangs in foreign code **and** keeps Python's global lock stops the whole process;
 only another process can see that.
 """
