@@ -85,9 +85,7 @@ def test_the_first_step_is_that_of_the_reference_code() -> None:
 def test_epsilon_inside_the_root_is_not_torchs() -> None:
     ours, torchs = leaves(), leaves()
     found = train(RMSProp(ours, lr=0.02, decay=0.95, eps=0.01), ours, range(STEPS))
-    other = train(
-        torch.optim.RMSprop(torchs, lr=0.02, alpha=0.95, eps=0.01, centered=True), torchs, range(STEPS)
-    )
+    other = train(torch.optim.RMSprop(torchs, lr=0.02, alpha=0.95, eps=0.01, centered=True), torchs, range(STEPS))
     small = [abs(a[2] - b[2]).max().item() for a, b in zip(found, other, strict=True)]
     assert min(small) > 0.001  # gradients below sqrt(eps) = 0.1, but not below eps
 

@@ -129,7 +129,7 @@ class DQN(nn.Module):
         """Estimate the value of the state and the advantages of actions in two streams."""
         dueling_gradient: float = math.sqrt(0.5)
         """Factor on the gradient that the two streams together send back into the layers that they share: 1 / sqrt(2)
-        in the paper, 1 in most codes of Rainbow."""
+        in the paper, 1 in DQN Zoo's Rainbow."""
         noisy: bool = False
         """Explore by learned noise on the weights of the head, in place of random actions: epsilon {type: constant}."""
         noisy_sigma: float = 0.5
@@ -182,16 +182,19 @@ class DQN(nn.Module):
 
         Args:
             observation: (B, *observation).
-            epsilon: (B,).
+            epsilon: (B,), on any device.
             random: its rows are the numbers of these lanes, and a step of it is used for one call only. A lane's action
-                does not depend on which others are asked for with it.
+                does not depend on which others are asked for with it. Draws may be made on the CPU, which is quicker
+                for few lanes and alike on all machines.
         """
         noise = self.online.head.draw(random) if self.training else None
+        if noise is not None:
+            noise = noise.to(observation.device)
         q = self.config.distribution.expectation(self.online(observation, noise))
-        draws = random.uniform("explore", 2)
+        draws = random.uniform("explore", 2).to(q.device)
         # Below A also after rounding: 1 - 2^-24, the largest draw, times A never comes within half a step of A.
         anything = (draws[:, 1] * self.actions).long()
-        return torch.where(draws[:, 0] < epsilon, anything, q.argmax(dim=1)), q
+        return torch.where(draws[:, 0] < epsilon.to(q.device), anything, q.argmax(dim=1)), q
 
     def forward(self, batch: Transitions, random: Random) -> Losses:
         """The loss of these rows.

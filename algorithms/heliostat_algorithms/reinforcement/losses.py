@@ -58,7 +58,7 @@ def quantile_huber(target: Tensor, quantiles: Tensor, kappa: float) -> Tensor:
 
         |t_i - 1[u_ij < 0]| * huber(u_ij, kappa) / kappa
 
-    Divided by ``kappa``, as in the paper on implicit quantiles (1806.06923, equation 3), so that it tends to the plain
+    Divided by ``kappa``, as in the paper on implicit quantiles (arXiv 1806.06923), so that it tends to the plain
     quantile loss |t_i - 1[u_ij < 0]| * |u_ij|, which is what ``kappa`` 0 gives.
 
     Args:

@@ -113,9 +113,18 @@ class Emulator:
 
     def play(self, player: Player) -> bool:
         """One frame of 1/60 s; false where the match is over."""
-        self._ale.act(player.action(self))
+        return self.press(player.action(self))
+
+    def press(self, action: int) -> bool:
+        """As :meth:`play`, with given buttons."""
+        self._ale.act(action)
         self._ale.getRAM(self.memory)
         return not self._ale.game_over()
+
+    @property
+    def lives(self) -> int:
+        """How many are left, in games that count them."""
+        return int(self._ale.lives())
 
     def write(self, values: Mapping[int, int]) -> None:
         """Change the console's memory: signed or unsigned bytes by their places."""

@@ -71,7 +71,7 @@ class Atari(Cached):
         return problems
 
     def _recorded(
-        self, *, videos: int, frames: int, frame_skip: int, directions: bool, progress: Progress | None
+        self, *, videos: int, frames: int, frame_skip: int, label: str, progress: Progress | None
     ) -> dict[str, Any]:
         """``frames`` (videos, frames, C, H, W) and ``labels`` (videos,)."""
         from importlib.metadata import version
@@ -81,13 +81,16 @@ class Atari(Cached):
         def record() -> dict[str, Any]:
             from heliostat.data.atari import Shape, record_games
             from heliostat.data.pong import record_directions
+            from heliostat.data.riverraid import record_speeds
 
             shape = Shape(frames=frames, frame_skip=frame_skip, image_size=self.image_size, channels=self.channels)
-            pixels, labels = (
-                record_directions(self.split, videos, shape, progress)
-                if directions
-                else record_games(self.played, self.split, videos, shape, progress)
-            )
+            match label:
+                case "ball-direction":
+                    pixels, labels = record_directions(self.split, videos, shape, progress)
+                case "river-speed":
+                    pixels, labels = record_speeds(self.split, videos, shape, progress)
+                case _:
+                    pixels, labels = record_games(self.played, self.split, videos, shape, progress)
             return {"frames": pixels, "labels": labels}
 
         settings = {
@@ -100,7 +103,7 @@ class Atari(Cached):
             "videos": videos,
             "frames": frames,
             "frame_skip": frame_skip,
-            "directions": directions,
+            "label": label,
         }
         name = f"atari-{'-'.join(self.played[:3])}-{self.split}"
         return recorded(cache_folder(self.cache) / "atari", name, settings, record)
@@ -114,7 +117,7 @@ class AtariFrames(Atari):
     """How many; the games take turns."""
 
     def load(self, progress: Progress | None = None) -> ImageData:
-        found = self._recorded(videos=self.images, frames=1, frame_skip=1, directions=False, progress=progress)
+        found = self._recorded(videos=self.images, frames=1, frame_skip=1, label="game", progress=progress)
         return ImageData(
             images=found["frames"][:, 0],
             labels=found["labels"],
@@ -123,8 +126,12 @@ class AtariFrames(Atari):
         )
 
 
+_MOTIONS = {"ball-direction": "pong", "river-speed": "riverraid"}
+"""Labels of motion, and the game that has them."""
+
+
 class AtariClips(Atari):
-    """Videos of Atari games, recorded from the emulator; the class is the game or, in Pong, where the ball flies."""
+    """Videos of Atari games, recorded from the emulator; the class is the game or a motion that one frame hides."""
 
     source: Literal["atari-clips"]
     videos: int = Field(gt=0)
@@ -135,9 +142,10 @@ class AtariClips(Atari):
     """Frames of each video, at least those that a clip spans. Null: exactly those, so that each video is one clip."""
     frame_skip: int = Field(default=2, ge=1)
     """Frames of the emulator, which makes 60 a second, from one frame of a video to the next."""
-    label: Literal["game", "ball-direction"] = "game"
+    label: Literal["game", "ball-direction", "river-speed"] = "game"
     """``ball-direction``: the ball of Pong flies left-up, left-down, right-up or right-down, without a bounce, and
-    where it is in a frame does not tell which."""
+    where it is in a frame does not tell which. ``river-speed``: the plane of River Raid flies slowly, cruises or flies
+    fast, over the same stretches of river."""
 
     @property
     def _length(self) -> int:
@@ -145,8 +153,9 @@ class AtariClips(Atari):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.label == "ball-direction" and self.played != ("pong",):
-            raise ValueError(f"label: ball-direction is known of pong alone, not of {', '.join(self.played)}")
+        game = _MOTIONS.get(self.label)
+        if game is not None and self.played != (game,):
+            raise ValueError(f"label: {self.label} is known of {game} alone, not of {', '.join(self.played)}")
         if self._length < self.clip.span:
             raise ValueError(
                 f"video_frames: a clip of {self.clip.frames} frames at stride {self.clip.stride} spans "
@@ -167,20 +176,21 @@ class AtariClips(Atari):
 
     def load(self, progress: Progress | None = None) -> VideoData:
         from heliostat.data.pong import DIRECTIONS
+        from heliostat.data.riverraid import SPEEDS
 
-        directions = self.label == "ball-direction"
+        classes = {"ball-direction": tuple(DIRECTIONS), "river-speed": tuple(SPEEDS)}
         found = self._recorded(
             videos=self.videos,
             frames=self._length,
             frame_skip=self.frame_skip,
-            directions=directions,
+            label=self.label,
             progress=progress,
         )
         return VideoData(
             frames=found["frames"].reshape(-1, *found["frames"].shape[2:]),
             starts=np.arange(self.videos + 1, dtype=np.int64) * self._length,
             labels=found["labels"],
-            classes=tuple(DIRECTIONS) if directions else self.played,
+            classes=classes.get(self.label, self.played),
             name=f"atari-clips/{'+'.join(self.played)}/{self.split}",
             clip_frames=self.clip.frames,
             clip_stride=self.clip.stride,

@@ -17,7 +17,7 @@ _GRACE_SECONDS = 1.0
 """A death may be known by its consequences a moment before it is known itself."""
 
 
-@ray.remote(concurrency_groups={"life": 1})
+@ray.remote(concurrency_groups={"life": 1})  # type: ignore[call-overload]
 class _Post:
     """Holds one member's object."""
 

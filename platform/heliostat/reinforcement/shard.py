@@ -80,7 +80,7 @@ class ReplayShard:
             reward_clip=agent.reward_clip,
             prioritization=agent.prioritization,
         )
-        self._snapshots = ReplaySnapshots(storage, f"replay/shard-{index}", keep=job.checkpoint.keep)
+        self._snapshots = ReplaySnapshots(storage, f"replay/shard-{index}", keep=max(2, job.checkpoint.keep))
         self._writing: threading.Thread | None = None
         self._snapshot_error: str | None = None
         self._ignored = 0

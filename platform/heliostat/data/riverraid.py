@@ -1,0 +1,124 @@
+"""River Raid, flown by a pilot that keeps to the water: videos labelled by how fast the river passes.
+
+The throttle is held for some time before and during a video, and the console's memory says where it stands. The same
+stretch of river is passed at all three speeds, and the plane looks alike at each: a single picture does not tell the
+speed, the way that everything moves down the screen does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from heliostat.data.atari import Dice, Emulator, Screens, Shape
+from heliostat.data.samples import Progress
+
+SPEEDS = {"slow": -1, "cruise": 0, "fast": 1}
+"""The classes, and where the throttle stands: held back, let go, pushed; about 0.5, 1 and 1.7 rows per frame."""
+THROTTLE = 4
+"""Where the memory holds the stick, inverted: bit 4 is clear while it is pushed, bit 5 while it is held back."""
+PLANE_X = 51
+"""Where it holds the plane's place, in columns from the screen's left edge; the nose is four further."""
+
+_ACTIONS = {
+    (1, 0): 10, (0, 0): 1, (-1, 0): 13,
+    (1, 1): 14, (0, 1): 11, (-1, 1): 16,
+    (1, -1): 15, (0, -1): 12, (-1, -1): 17,
+}  # fmt: skip
+"""Buttons by throttle and stick (1 is right), the gun always firing: what is in the way is shot."""
+_WATER = 64
+"""Its grey on the screen."""
+_AHEAD, _NOSE = 40, 138
+"""Rows of the screen that the pilot looks at; its plane is right below."""
+_WING = 5
+"""Columns on each side of the nose that have to be free."""
+_DETOUR = 0.6
+"""Rows of free water ahead that a column further to the side has to have more."""
+_SETTLE = 45
+"""Frames after which the plane has taken up the speed of its throttle."""
+_START = 60
+"""Frames until a match has begun."""
+_GAP = (0, 60)
+"""Frames of play left out between two videos, at any speed."""
+
+
+class Pilot:
+    """Steers for the column with the most free water ahead, but not far to the side."""
+
+    def __init__(self) -> None:
+        self.throttle = 0
+
+    def action(self, emulator: Emulator) -> int:
+        water = emulator.screen()[_AHEAD:_NOSE][::-1] == _WATER
+        depth = np.where(water.all(axis=0), len(water), water.argmin(axis=0))
+        wide = np.pad(depth, _WING, constant_values=0)
+        free = np.lib.stride_tricks.sliding_window_view(wide, 2 * _WING + 1).min(axis=1)
+        nose = int(emulator.memory[PLANE_X]) + 4
+        aim = int(np.argmax(free - _DETOUR * np.abs(np.arange(len(free)) - nose)))
+        stick = 0 if abs(aim - nose) < 2 else 1 if aim > nose else -1
+        return _ACTIONS[self.throttle, stick]
+
+
+def record_speeds(
+    split: str, videos: int, shape: Shape, progress: Progress | None = None
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Videos (videos, frames, C, H, W) in which the plane is not lost, and (videos,) its speed, all three equally
+    often."""
+    from heliostat_algorithms.randomness import permutation
+
+    key = f"heliostat:atari:riverraid-speeds:{split}"
+    flight = _Flight(key, shape)
+    # Not one after the other in turn: how far the river has been flown depends on the video before.
+    frames, labels = shape.empty(videos), permutation(f"{key}:order", videos).numpy() % len(SPEEDS)
+    throttles = tuple(SPEEDS.values())
+    for video, speed in enumerate(labels.tolist()):
+        screens = None
+        while screens is None:
+            screens = flight.stretch(throttles[speed])
+        frames[video] = shape.resized(screens)
+        if progress is not None:
+            progress("recording riverraid", video + 1, videos)
+    return frames, labels
+
+
+class _Flight:
+    """A match that goes on from video to video; a new one begins when it is over."""
+
+    def __init__(self, key: str, shape: Shape) -> None:
+        # In grey for the pilot's eyes; a second emulator shows the same match in colours where they are wanted.
+        self._emulator, self._shape = Emulator("riverraid", 1), shape
+        self._coloured = Emulator("riverraid", shape.channels) if shape.channels == 3 else None
+        self._dice, self._pilot = Dice(key), Pilot()
+        self._begin()
+
+    def stretch(self, throttle: int) -> Screens | None:
+        """Fly at a speed and watch; None where the plane is lost."""
+        self._pilot.throttle = self._dice.integer(-1, 1)
+        for _ in range(self._dice.integer(*_GAP)):
+            self._fly()
+        self._pilot.throttle = throttle
+        planes = self._emulator.lives
+        screens = []
+        for frame in range(_SETTLE + self._shape.span):
+            if not self._fly() or self._emulator.lives < planes:
+                return None
+            if frame >= _SETTLE and (frame - _SETTLE) % self._shape.frame_skip == 0:
+                screens.append((self._coloured or self._emulator).screen())
+        return screens
+
+    def _begin(self) -> None:
+        for emulator in (self._emulator, self._coloured):
+            if emulator is not None:
+                emulator.restart()
+        for _ in range(_START):
+            self._fly()
+
+    def _fly(self) -> bool:
+        """One frame; false where the match is over, and another one has begun."""
+        action = self._pilot.action(self._emulator)
+        going = self._emulator.press(action)
+        if self._coloured is not None:
+            self._coloured.press(action)
+        if not going:
+            self._begin()
+        return going
