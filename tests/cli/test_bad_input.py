@@ -212,7 +212,8 @@ def test_validate_says_all_and_starts_nothing(heliostat: Heliostat) -> None:
     code, out, _ = heliostat("validate", JOB, "--json", "seed=9")
     assert json.loads(out)["seed"] == 9
     code, out, _ = heliostat("validate", "--schema")
-    assert "optimization" in json.loads(out)["else"]["properties"]
+    assert "data" in json.loads(out)["else"]["else"]["properties"]
+    assert "environment" in json.loads(out)["else"]["then"]["properties"]
 
 
 def test_list(heliostat: Heliostat) -> None:

@@ -75,7 +75,7 @@ def test_what_a_run_leaves_behind(tiny: MakeJob, tmp_path: Path) -> None:
 def test_a_tracking_server_that_is_away_costs_no_training(
     tiny: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "_FLUSH_SECONDS", 2.0)
+    monkeypatch.setattr("heliostat.training.conduct._FLUSH_SECONDS", 2.0)
     job = tiny("tracking.uri=http://127.0.0.1:1")
     finished = launch.start(job, Nobody(), "away")
     assert finished.outcome.status == "finished"

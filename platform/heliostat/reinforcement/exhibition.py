@@ -184,8 +184,8 @@ def exhibit(
         moments = play.moments()
         title = f"{spec.name}, step {step:,}"
         video = record(moments, path, spec.action_names, _rate(job.environment, path), title)
-        for _ in moments:
-            """A gif may have ended before; the episodes are played to their end, since their returns are asked for."""
+        for _ in moments:  # a gif may be full before the episodes are over, whose returns are asked for
+            pass
     finally:
         environment.close()
     normalized = None
