@@ -1,8 +1,7 @@
 """River Raid, flown by a pilot that keeps to the water: videos labelled by how fast the river passes.
 
-The throttle is held for some time before and during a video, and the console's memory says where it stands. The same
-stretch of river is passed at all three speeds, and the plane looks alike at each: a single picture does not tell the
-speed, the way that everything moves down the screen does.
+The console's memory holds the speed. The same stretch of river is passed at all three speeds, and the plane looks alike
+at each: a single picture does not tell the speed, the way that everything moves down the screen does.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ import numpy.typing as npt
 from heliostat.data.atari import Dice, Emulator, Screens, Shape
 from heliostat.data.samples import Progress
 
-SPEEDS = {"slow": -1, "cruise": 0, "fast": 1}
-"""The classes, and where the throttle stands: held back, let go, pushed; about 0.5, 1 and 1.7 rows per frame."""
-THROTTLE = 4
-"""Where the memory holds the stick, inverted: bit 4 is clear while it is pushed, bit 5 while it is held back."""
+SPEEDS = {"slow": (-1, 64), "cruise": (0, 128), "fast": (1, 254)}
+"""The classes: how the throttle is held (back, let go, pushed), and the speed in rows of the screen per 128 frames."""
+SPEED = 53
+"""Where the memory holds the speed."""
 PLANE_X = 51
 """Where it holds the plane's place, in columns from the screen's left edge; the nose is four further."""
 
@@ -34,10 +33,12 @@ _WING = 5
 """Columns on each side of the nose that have to be free."""
 _DETOUR = 0.6
 """Rows of free water ahead that a column further to the side has to have more."""
-_SETTLE = 45
-"""Frames after which the plane has taken up the speed of its throttle."""
-_START = 60
-"""Frames until a match has begun."""
+_TOLERANCE = 4
+"""By how much the speed in a video may differ from that of its class."""
+_PATIENCE = 300
+"""Frames within which the plane has to take up a speed."""
+_APPROACH = 200
+"""Frames after the loss of a plane, or the beginning of a match, in which the river may still move by itself."""
 _GAP = (0, 60)
 """Frames of play left out between two videos, at any speed."""
 
@@ -70,11 +71,11 @@ def record_speeds(
     flight = _Flight(key, shape)
     # Not one after the other in turn: how far the river has been flown depends on the video before.
     frames, labels = shape.empty(videos), permutation(f"{key}:order", videos).numpy() % len(SPEEDS)
-    throttles = tuple(SPEEDS.values())
+    speeds = tuple(SPEEDS.values())
     for video, speed in enumerate(labels.tolist()):
         screens = None
         while screens is None:
-            screens = flight.stretch(throttles[speed])
+            screens = flight.stretch(*speeds[speed])
         frames[video] = shape.resized(screens)
         if progress is not None:
             progress("recording riverraid", video + 1, videos)
@@ -91,34 +92,42 @@ class _Flight:
         self._dice, self._pilot = Dice(key), Pilot()
         self._begin()
 
-    def stretch(self, throttle: int) -> Screens | None:
-        """Fly at a speed and watch; None where the plane is lost."""
+    def stretch(self, throttle: int, speed: int) -> Screens | None:
+        """Fly at a speed and watch; None where the plane does not keep it, or is lost."""
         self._pilot.throttle = self._dice.integer(-1, 1)
         for _ in range(self._dice.integer(*_GAP)):
             self._fly()
         self._pilot.throttle = throttle
-        planes = self._emulator.lives
+        for _ in range(_PATIENCE):
+            if self._at(speed):
+                break
+            self._fly()
         screens = []
-        for frame in range(_SETTLE + self._shape.span):
-            if not self._fly() or self._emulator.lives < planes:
+        for frame in range(self._shape.span):
+            self._fly()
+            if not self._at(speed):
                 return None
-            if frame >= _SETTLE and (frame - _SETTLE) % self._shape.frame_skip == 0:
+            if frame % self._shape.frame_skip == 0:
                 screens.append((self._coloured or self._emulator).screen())
         return screens
+
+    def _at(self, speed: int) -> bool:
+        """Whether a plane flies at this speed, and not the river moves by itself after one was lost."""
+        return self._flown >= _APPROACH and abs(int(self._emulator.memory[SPEED]) - speed) <= _TOLERANCE
 
     def _begin(self) -> None:
         for emulator in (self._emulator, self._coloured):
             if emulator is not None:
                 emulator.restart()
-        for _ in range(_START):
-            self._fly()
+        self._planes, self._flown = self._emulator.lives, 0
 
-    def _fly(self) -> bool:
-        """One frame; false where the match is over, and another one has begun."""
+    def _fly(self) -> None:
+        """One frame. Counts those since the last plane was lost; a new match begins when none is left."""
         action = self._pilot.action(self._emulator)
         going = self._emulator.press(action)
         if self._coloured is not None:
             self._coloured.press(action)
+        lost = self._emulator.lives < self._planes
+        self._planes, self._flown = self._emulator.lives, 0 if lost else self._flown + 1
         if not going:
             self._begin()
-        return going
