@@ -15,6 +15,7 @@ class Kind(StrEnum):
     ALGORITHMS = "algorithms"
     BACKBONES = "backbones"
     DATA = "data"
+    ENVIRONMENTS = "environments"
     EVALUATORS = "evaluators"
     OPTIMIZERS = "optimizers"
     JOBS = "jobs"
@@ -26,8 +27,8 @@ def list_(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List algorithms, backbones, data sources, evaluators, optimisers and job files, each with a line on what it
-    is."""
+    """List algorithms, backbones, data sources, environments, evaluators, optimisers and job files, each with a line on
+    what it is."""
     import json as json_module
 
     from rich.console import Console
@@ -51,15 +52,16 @@ def list_(
 
 
 def _entries(kind: Kind) -> dict[str, str]:
-    from heliostat.config.registry import ALGORITHMS, members
+    from heliostat.config.registry import AGENTS, ALGORITHMS, members
     from heliostat.data.sources import DataSource
+    from heliostat.reinforcement.environments import EnvironmentConfig
     from heliostat_algorithms.backbones import BackboneConfig
     from heliostat_algorithms.evaluation import EvaluatorConfig
     from heliostat_algorithms.optimizers import OptimizerConfig
 
     match kind:
         case Kind.ALGORITHMS:
-            return {name: _summary(cls) for name, cls in ALGORITHMS.items()}
+            return {name: _summary(cls) for name, cls in (ALGORITHMS | AGENTS).items()}
         case Kind.BACKBONES:
             return {name: _summary(cls) for name, cls in members(BackboneConfig).items()}
         case Kind.EVALUATORS:
@@ -67,13 +69,16 @@ def _entries(kind: Kind) -> dict[str, str]:
         case Kind.OPTIMIZERS:
             return {name: _summary(cls) for name, cls in members(OptimizerConfig).items()}
         case Kind.DATA:
-            return {name: _summary(cls) for name, cls in _sources(DataSource).items()}
+            return {name: _summary(cls) for name, cls in _tagged(DataSource, "source").items()}
+        case Kind.ENVIRONMENTS:
+            return {name: _summary(cls) for name, cls in _tagged(EnvironmentConfig, "type").items()}
         case Kind.JOBS:
             return {str(path): _comment(path) for path in sorted(Path("jobs").rglob("*.yaml"))}
 
 
-def _sources(union: Any) -> dict[str, type[Any]]:
-    return {get_args(cls.model_fields["source"].annotation)[0]: cls for cls in get_args(get_args(union)[0])}
+def _tagged(union: Any, key: str) -> dict[str, type[Any]]:
+    """The members of a union of models by the value of the key that tells them apart."""
+    return {get_args(cls.model_fields[key].annotation)[0]: cls for cls in get_args(get_args(union)[0])}
 
 
 def _summary(cls: type[Any]) -> str:

@@ -30,8 +30,8 @@ def play(
 ) -> None:
     """Play with what a run of reinforcement learning has learned, and write a video with its Q-values.
 
-    Each episode's raw return is printed as it ends. A gif shows the first 1000 steps; an .mp4 shows all. Changes nothing
-    of the run.
+    Each episode's raw return is printed as it ends. A gif shows the first 1000 steps; an .mp4 shows all. The run is
+    not changed.
     """
     import json as json_module
 
@@ -57,6 +57,8 @@ def play(
         return
     if len(shown.episodes) > 1:
         console.print(f"[bold]mean return {data['mean_return']:g}[/]")
+    if shown.broken_off:
+        console.print(f"{shown.broken_off} broken off, as the job's evaluations are: evaluation.max_steps")
     if shown.human_normalized is not None:
         console.print(f"human-normalised {data['human_normalized']:.1%}")
     video = shown.video
@@ -74,6 +76,7 @@ def as_data(run: str, shown: Exhibition) -> dict[str, Any]:
         "epsilon": shown.epsilon,
         "seed": shown.seed,
         "episodes": [{"return": episode.score, "steps": episode.length} for episode in shown.episodes],
+        "broken_off": shown.broken_off,
         "mean_return": sum(returns) / len(returns),
         "human_normalized": None if normalized is None else sum(normalized) / len(normalized),
         "video": {

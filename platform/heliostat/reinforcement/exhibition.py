@@ -48,16 +48,18 @@ class Exhibition:
     seed: int
     episodes: tuple[Episode, ...]
     """With raw returns."""
+    broken_off: int
+    """How many of them were not played to their end, because the job's evaluations are not."""
     human_normalized: tuple[float, ...] | None
-    """Each episode's return from 0, random play, to 1, a human's; None where nobody measured those."""
+    """Each episode's return from 0, random play, to 1, a human's; None where nobody measured those, or where episodes
+    were broken off."""
     video: Recording
 
 
 class Play:
     """Some episodes in one environment, moment by moment.
 
-    The environment begins anew with each of these, and both its dice and the agent's are functions of the seed: the same
-    play can be shown again.
+    Both the environment's dice and the agent's are functions of the seed, so that the same play can be shown again.
 
     Args:
         agent: in evaluation mode.
@@ -85,6 +87,8 @@ class Play:
         self._tell = tell
         self.episodes: list[Episode] = []
         """Those that ended."""
+        self.broken_off = 0
+        """How many of them the environment did not end."""
 
     def moments(self) -> Iterator[Moment]:
         """Play; one moment for each action, as it is taken."""
@@ -109,6 +113,7 @@ class Play:
             broken_off = not over and length == self._max_steps
             if over or broken_off:
                 self.episodes.append(Episode(score, length))
+                self.broken_off += broken_off
                 if self._tell is not None:
                     self._tell(len(self.episodes) - 1, self.episodes[-1])
             yield Moment(picture, values[0].float().numpy(), int(action[0]), reward, score)
@@ -182,16 +187,16 @@ def exhibit(
             tell=tell,
         )
         moments = play.moments()
-        title = f"{spec.name}, step {step:,}"
+        title = f"{spec.name} after {step:,} steps"
         video = record(moments, path, spec.action_names, _rate(job.environment, path), title)
         for _ in moments:  # a gif may be full before the episodes are over, whose returns are asked for
             pass
     finally:
         environment.close()
     normalized = None
-    if spec.reference is not None:
+    if spec.reference is not None and not play.broken_off:
         normalized = tuple(spec.reference.normalized(episode.score) for episode in play.episodes)
-    return Exhibition(step, epsilon, seed, tuple(play.episodes), normalized, video)
+    return Exhibition(step, epsilon, seed, tuple(play.episodes), play.broken_off, normalized, video)
 
 
 def _reinforcement_job(folder: RunFolder) -> ReinforcementJob:

@@ -424,7 +424,7 @@ class Session:
         began = time.perf_counter()
         asked = self._ask_all_shards("snapshot", self.played, wait) if self.job.checkpoint.replay else []
         learner = self.get(self.crew.ask(self.learners[0], "state"), self.learners[0])
-        held = [self.get(future, shard) for future, shard in zip(asked, self.shards, strict=True)]
+        held = [self.get(future, shard) for future, shard in zip(asked, self.shards, strict=bool(asked))]
         lives = max(member.life for crew in (self.rollouts, self.shards, self.learners) for member in crew)
         state = {
             "learner": learner,

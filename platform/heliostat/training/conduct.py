@@ -94,7 +94,7 @@ def conduct(job: AnyJob, facts: Sequence[DataFacts], folder: RunFolder, watcher:
                 picture = Path(pictures) / "results.png"
                 if draw_results(outcome.results, folder.name, picture):
                     folder.keep_figure(picture.name, picture.read_bytes())
-                for name in folder.figures():
+                for name in (name for name in folder.figures() if name.endswith(".png")):
                     picture = Path(pictures) / name
                     picture.write_bytes(folder.storage.read(f"figures/{name}"))
                     monitor.log_figure(picture, picture.stem)
