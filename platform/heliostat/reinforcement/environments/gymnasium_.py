@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,6 +43,8 @@ class GymnasiumEnvironment(Environment):
         self, count: int, seeds: Sequence[int], threads: int = 1, evaluation: bool = False, render: bool = False
     ) -> VectorEnvironment:
         check_lanes(count, seeds)
+        if render:  # classic environments draw with pygame, which otherwise looks for a sound card
+            os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
         # Its own checker looks at the first steps alone; what lanes look at lasts.
         arguments = {"disable_env_checker": True} | ({"render_mode": "rgb_array"} if render else {}) | self.arguments
         make_lane = partial(GymnasiumLane, self.id, partial(_registered, self.id, arguments), self.stack)
