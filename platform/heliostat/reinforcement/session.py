@@ -117,6 +117,7 @@ class Session:
             self.issued = self.updates
             self._logged = self._saved = self._judged = self.played
             self.curves.restore(saved["curves"])
+            self.results = dict(saved["results"])
             for crew in (self.rollouts, self.shards, self.learners):
                 crew[:] = [Member(m.role, m.index, saved["lives"] + 1) for m in crew]
         for number in range(len(self.shards)):
@@ -433,6 +434,7 @@ class Session:
             "limiter": self.limiter.state(),
             "lives": lives,
             "curves": self.curves.state(),
+            "results": self.results,
         }
         self.checkpoints.save(self.played, state, {"seed": self.job.seed, "updates": self.updates})
         self._saved = self.played
