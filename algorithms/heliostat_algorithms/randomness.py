@@ -12,11 +12,16 @@ from __future__ import annotations
 import hashlib
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_FEW = 1024
+"""Words up to which numpy draws them on CPUs."""
+_M0, _M1, _S27, _S30, _S31 = (np.uint64(value) for value in (*_MULTIPLIERS, 27, 30, 31))
 
 
 def _signed(value: int) -> int:
@@ -36,10 +41,21 @@ def _mix(x: Tensor) -> Tensor:
     return x.bitwise_xor_(_shift_right(x, 31))
 
 
+def _mix_few(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The same in numpy, whose calls cost less than torch's: a third of the time for the draws of a few lanes."""
+    x = (x ^ (x >> _S30)) * _M0
+    x = (x ^ (x >> _S27)) * _M1
+    return x ^ (x >> _S31)
+
+
 def bits(key: str, first: int, count: int, device: torch.device | str = "cpu") -> Tensor:
     """``count`` 64-bit words (int64) at positions ``first``, ``first + 1``, ... of the stream that ``key`` names."""
     digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
     low, high = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+    if count <= _FEW and torch.device(device).type == "cpu":
+        few = np.arange(first + 1, first + 1 + count, dtype=np.uint64)
+        few = _mix_few(_mix_few(few * np.uint64(_GOLDEN) + np.uint64(low)) ^ np.uint64(high))
+        return torch.from_numpy(few.view(np.int64))
     x = torch.arange(first + 1, first + 1 + count, dtype=torch.int64, device=device)
     x.mul_(_signed(_GOLDEN)).add_(_signed(low))
     return _mix(_mix(x).bitwise_xor_(_signed(high)))
@@ -90,7 +106,7 @@ class Random:
         1 itself is never drawn from 0 to 1; in other ranges float32 may round the largest draw to ``high``.
         """
         unit = _shift_right(self.bits(stream, *shape), 40).to(torch.float32).mul_(2.0**-24)
-        return unit.mul_(high - low).add_(low)
+        return unit if (low, high) == (0.0, 1.0) else unit.mul_(high - low).add_(low)
 
     def bernoulli(self, stream: str, probability: float, *shape: int) -> Tensor:
         """(rows, *shape) bool, true with the given probability (exactly never at 0 and always at 1)."""

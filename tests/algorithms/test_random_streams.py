@@ -210,3 +210,11 @@ def test_the_first_row_over_many_steps_is_random_too() -> None:
     x = np.array([float(Random(0, step, range(1)).uniform("x")) for step in range(3000)])
     assert stats.kstest(x, "uniform").pvalue > UNLIKELY
     assert stats.pearsonr(x[:-1], x[1:]).pvalue > UNLIKELY
+
+
+@pytest.mark.parametrize("first", [0, 7, 10_000_000_000])
+def test_few_words_are_those_of_many(first: int) -> None:
+    """Up to 1,024 words come from numpy, more from torch."""
+    many = randomness.bits("0:3:stream", first, 1025)
+    assert torch.equal(randomness.bits("0:3:stream", first, 1024), many[:1024])
+    assert torch.equal(randomness.bits("0:3:stream", first + 1020, 5), many[1020:])

@@ -48,8 +48,8 @@ class Transitions:
     """(B,): the discount to the power of how many rewards were summed; 0 where the episode or a life ended."""
     next_observation: Tensor
     """(B, *stacked observation): what was seen after the last of the rewards; finite also where ``bootstrap`` is 0."""
-    weight: Tensor
-    """(B,): importance-sampling weights; ones for uniform replay."""
+    weight: Tensor | None = None
+    """(B,): importance-sampling weights; None where all weigh alike, as in uniform replay."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class QNetwork(nn.Module):
             observation: bytes are divided by 255, other types are taken as they are.
             noise: of noisy layers, see ``Head``.
         """
-        x = observation.to(next(self.parameters()).dtype)
+        x = observation.to(self.head.values.last.weight.dtype)  # parameters() walks the whole tree of modules
         if observation.dtype == torch.uint8:
             x.div_(255)
         output: Tensor = self.head(self.trunk(x), noise)
@@ -213,14 +213,19 @@ class DQN(nn.Module):
             following = _of(following, distribution.expectation(chooser).argmax(dim=1))
         losses, priority = distribution.losses(output, following, batch.reward, batch.bootstrap)
         with torch.no_grad():
-            q = distribution.expectation(output)
-            target = torch.addcmul(batch.reward, batch.bootstrap, distribution.expectation(following))
-            metrics = {"q_mean": q.mean(), "td_error": (target - q).abs_().mean()}
-        return Losses((batch.weight * losses).mean(), priority, metrics)
+            q, size = distribution.expectation(output), priority
+            if not isinstance(distribution, Scalar):
+                target = torch.addcmul(batch.reward, batch.bootstrap, distribution.expectation(following))
+                size = (target - q).abs_()
+            metrics = {"q_mean": q.mean(), "td_error": size.mean()}
+        weighted = losses if batch.weight is None else batch.weight * losses
+        return Losses(weighted.mean(), priority, metrics)
 
     def _shared_noise(self, random: Random, name: str) -> Tensor | None:
         """One row of noise that all workers draw alike; None where no layer is noisy, or in evaluation mode."""
-        return self.online.head.draw(random.within(name).shared()) if self.training else None
+        if not (self.config.noisy and self.training):
+            return None
+        return self.online.head.draw(random.within(name).shared())
 
     def after_update(self, updates: int) -> None:
         """Move the target network after the update of this number, from 1."""

@@ -65,7 +65,9 @@ class Learner:
     def __init__(self, job: ReinforcementJob, spec: EnvironmentSpec, rank: int = 0) -> None:
         self._job, self._rank, self._world_size = job, rank, job.resources.learners
         self._device = torch.device("cuda" if job.resources.gpus_per_learner and torch.cuda.is_available() else "cpu")
+        # Channels last: an update of the Nature network takes a tenth less time, on CPUs; the same but for rounding.
         self.agent = build_agent(job, spec).to(self._device).train()
+        self.agent.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # unknown to torch's stubs
         optimization = job.optimization
         self._parameters = [p for p in self.agent.parameters() if p.requires_grad]
         self.optimizer = optimization.optimizer.build(self.agent.parameter_groups(), optimization.batch_size)
@@ -101,48 +103,47 @@ class Learner:
             A :class:`LearnerReport`, and for each shard its :data:`Feedback`, or None without priorities.
         """
         began = time.perf_counter()
-        agent = self._job.algorithm
-        prioritized = agent.prioritization is not None
-        sums: dict[str, Tensor] = {}
-        losses, ages = [], []
+        prioritized = self._job.algorithm.prioritization is not None
+        beta = self._job.algorithm.importance.at(progress)
+        names: list[str] = []
+        told: list[Tensor] = []  # of each update the loss, and the metrics
         feedback: list[list[Feedback]] = [[] for _ in sampled]
         starts = [0] * len(sampled)
         for number in range(count):
             parts: list[ReplayBatch] = []
-            owners: list[npt.NDArray[np.int64]] = []
-            chances: list[npt.NDArray[np.float64]] = []
+            shards: list[int] = []
             for shard, given in enumerate(sampled):
                 rows = range(starts[shard], starts[shard] + given.counts[number])
                 starts[shard] = rows.stop
                 if given.batch is not None and len(rows):
-                    part = given.batch.rows(rows)
-                    parts.append(part)
-                    owners.append(np.full(len(rows), shard))
-                    chances.append(shares.mass[shard] * part.priority_mass / given.mass)
-            batch, owner = ReplayBatch.concatenated(parts), np.concatenate(owners)
-            weight = np.ones(len(batch))
+                    parts.append(given.batch.rows(rows))
+                    shards.append(shard)
+            batch = ReplayBatch.concatenated(parts)
+            mine, weight = self._rows(len(batch)), None
             if prioritized:
+                chances = [
+                    shares.mass[shard] * part.priority_mass / sampled[shard].mass
+                    for shard, part in zip(shards, parts, strict=True)
+                ]
                 chance = np.minimum(np.concatenate(chances), 1.0)
-                weight = importance_weights(chance, max(1, shares.items), agent.importance.at(progress))
-            mine = self._rows(len(batch))
-            made = self._advance(first + number, batch.rows(mine), weight[mine.start : mine.stop], mine)
-            losses.append(made.loss.detach())
-            ages.append(float(batch.age.mean()))
-            for name, value in made.metrics.items():
-                sums[name] = sums[name] + value if name in sums else value
+                weight = importance_weights(chance, max(1, shares.items), beta)[mine.start : mine.stop]
+            made = self._advance(first + number, batch.rows(mine), weight, mine)
+            names = list(made.metrics)
+            told += [made.loss.detach(), *made.metrics.values()]
             if prioritized:
                 priorities = made.priority.double().cpu().numpy()
-                for shard in range(len(sampled)):
-                    chosen = np.flatnonzero(owner[mine.start : mine.stop] == shard) + mine.start
+                owner = np.repeat(shards, [len(part) for part in parts])[mine.start : mine.stop]
+                for shard in shards:
+                    chosen = np.flatnonzero(owner == shard)
                     if len(chosen):
-                        found = priorities[chosen - mine.start]
-                        feedback[shard].append((batch.slot[chosen], batch.generation[chosen], found))
-        loss = torch.stack(losses).double().cpu()
-        bad = torch.nonzero(~torch.isfinite(loss))
+                        here = chosen + mine.start
+                        feedback[shard].append((batch.slot[here], batch.generation[here], priorities[chosen]))
+        values = torch.stack(told).double().cpu().numpy().reshape(count, -1)
+        bad = np.flatnonzero(~np.isfinite(values[:, 0]))
         report = LearnerReport(
             updates=count,
-            metrics={"loss": float(loss.mean()), **{name: float(value) / count for name, value in sums.items()}},
-            age=float(np.mean(ages)),
+            metrics=dict(zip(["loss", *names], values.mean(axis=0).tolist(), strict=True)),
+            age=float(np.concatenate([given.batch.age for given in sampled if given.batch is not None]).mean()),
             seconds=time.perf_counter() - began,
             diverged=first + int(bad[0]) if len(bad) else None,
         )
@@ -153,18 +154,19 @@ class Learner:
         size = batch // self._world_size
         return range(self._rank * size, (self._rank + 1) * size)
 
-    def _advance(self, number: int, batch: ReplayBatch, weight: npt.NDArray[np.float64], rows: range) -> Losses:
+    def _advance(self, number: int, batch: ReplayBatch, weight: npt.NDArray[np.float64] | None, rows: range) -> Losses:
         optimization = self._job.optimization
         transitions = Transitions(
-            observation=self._tensor(batch.observation),
+            observation=self._seen(batch.observation),
             action=self._tensor(batch.action),
             reward=self._tensor(batch.reward),
             bootstrap=self._tensor(batch.bootstrap),
-            next_observation=self._tensor(batch.next_observation),
-            weight=self._tensor(weight.astype(np.float32)),
+            next_observation=self._seen(batch.next_observation),
+            weight=None if weight is None else self._tensor(weight.astype(np.float32)),
         )
         random = Random(self._job.seed, number, rows, self._device, "learn/")
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self._parameters:  # zero_grad of the optimiser takes longer than a small layer
+            parameter.grad = None
         made: Losses = self.agent(transitions, random)
         torch.autograd.backward(made.loss)
         if self._world_size > 1:
@@ -174,6 +176,10 @@ class Learner:
         self.optimizer.step()
         self.agent.after_update(number)
         return made
+
+    def _seen(self, observation: npt.NDArray[Any]) -> Tensor:
+        tensor = self._tensor(observation)
+        return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
     def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
         # What comes out of the object store cannot be written to, which torch warns of; nothing here writes.

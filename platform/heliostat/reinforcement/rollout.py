@@ -75,7 +75,8 @@ class FrameStacks:
     def push(self, frame: npt.NDArray[Any], start: npt.NDArray[np.bool_]) -> None:
         """Add the newest frames (lanes, ...); ``start`` (lanes,): they begin an episode."""
         if self._stack > 1:
-            self._frames[:, :-1] = self._frames[:, 1:]
+            for place in range(self._stack - 1):  # in one assignment numpy would copy twice, since both sides overlap
+                self._frames[:, place] = self._frames[:, place + 1]
             if start.any():
                 self._frames[start, :-1] = 0
         self._frames[:, -1] = frame
@@ -213,15 +214,14 @@ class RolloutWorker:
         calls, lanes = self._job.rollout.calls, len(self._lanes)
         made = _Record(calls, lanes, self._spec)
         episodes: list[Episode] = []
+        epsilons: list[Tensor] = []
         acting = playing = 0.0
-        largest, epsilons = 0.0, 0.0
         for call in range(calls):
             mark = time.perf_counter()
             action, values, epsilon = self._act()
             acting += time.perf_counter() - mark
             made.frame[call], made.action[call], made.start[call] = self._frame, action, self._start
-            if self._kept is not None:
-                made.values[call] = values
+            made.values[call] = values
             mark = time.perf_counter()
             played = self._environment.step(action)
             playing += time.perf_counter() - mark
@@ -235,14 +235,13 @@ class RolloutWorker:
                 self._score[lane], self._length[lane] = 0.0, 0
             self._frame, self._start = played.frame, ~played.acted
             self._stacks.push(self._frame, self._start)
-            largest += float(values.max(axis=1).mean())
-            epsilons += epsilon
+            epsilons.append(epsilon)
         report = RolloutReport(
             steps=int(made.acted.sum()),
             episodes=tuple(episodes),
             version=self._version,
-            epsilon=epsilons / calls,
-            largest_q=largest / calls,
+            epsilon=float(torch.stack(epsilons).mean()),
+            largest_q=float(made.values.max(axis=2).mean()),
             acting_seconds=acting,
             playing_seconds=playing,
         )
@@ -253,8 +252,8 @@ class RolloutWorker:
         """Close the environments."""
         self._environment.close()
 
-    def _act(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], float]:
-        """Actions (E,) and Q-values (E, A) for what is seen now, and the mean share of random actions."""
+    def _act(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], Tensor]:
+        """Actions (E,) and Q-values (E, A) for what is seen now, and the shares of random actions (E,)."""
         job, call = self._job, self._calls
         count = job.rollout.environments
         # An actor knows its own calls only; all lanes are called about equally often.
@@ -264,7 +263,7 @@ class RolloutWorker:
             observation = torch.from_numpy(self._stacks.observation).to(self._device)
             action, values = self._agent.act(observation, epsilon, random)
         self._calls += 1
-        return action.cpu().numpy(), values.float().cpu().numpy(), float(epsilon.mean())
+        return action.cpu().numpy(), values.float().cpu().numpy(), epsilon
 
     def _of_shard(self, steps: Steps | None, shard: int) -> Steps | None:
         """The columns of the lanes that a shard holds: lane g of the job belongs to shard g mod shards."""

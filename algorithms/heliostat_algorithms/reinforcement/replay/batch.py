@@ -39,7 +39,9 @@ class ReplayBatch:
 
     def rows(self, rows: range) -> ReplayBatch:
         """Some neighbouring rows, without a copy: what one of several learners takes."""
-        return ReplayBatch(*(getattr(self, field.name)[rows.start : rows.stop] for field in fields(self)))
+        if len(rows) == len(self):
+            return self
+        return ReplayBatch(*[getattr(self, name)[rows.start : rows.stop] for name in _NAMES])
 
     @staticmethod
     def concatenated(batches: Sequence[ReplayBatch]) -> ReplayBatch:
@@ -50,5 +52,7 @@ class ReplayBatch:
         """
         if len(batches) == 1:
             return batches[0]
-        names = [field.name for field in fields(ReplayBatch)]
-        return ReplayBatch(*(np.concatenate([getattr(batch, name) for batch in batches]) for name in names))
+        return ReplayBatch(*(np.concatenate([getattr(batch, name) for batch in batches]) for name in _NAMES))
+
+
+_NAMES = tuple(field.name for field in fields(ReplayBatch))

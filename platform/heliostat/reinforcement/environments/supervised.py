@@ -127,8 +127,8 @@ class Supervised(ABC):
             raise ValueError(
                 f"{self.name}: actions are integers of shape ({self.count},), got {given.dtype} of shape {given.shape}"
             )
-        wrong = np.flatnonzero((given < 0) | (given >= self.spec.actions))
-        if len(wrong):
+        if given.min() < 0 or given.max() >= self.spec.actions:
+            wrong = np.flatnonzero((given < 0) | (given >= self.spec.actions))
             raise ValueError(
                 f"{self.name}: action {given[wrong[0]]} of lane {wrong[0]} is out of range: there are "
                 f"{self.spec.actions} actions, from 0 to {self.spec.actions - 1}"
