@@ -234,7 +234,8 @@ def _follow(job_schema: dict[str, Any], location: Sequence[str | int]) -> tuple[
         else:
             if variants and not any("properties" in variant for variant in variants):
                 continue  # a member of an untagged union of plain types, such as int | tuple
-            holder = next((v for v in [node, *variants] if part in v.get("properties", {})), node)
+            mappings = [v for v in [node, *variants] if "properties" in v]
+            holder = next((v for v in mappings if part in v["properties"]), mappings[0] if mappings else node)
             node, parent = resolve(holder.get("properties", {}).get(part, {})), holder
         path.append(part)
     return tuple(path), parent

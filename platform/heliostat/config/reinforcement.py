@@ -33,9 +33,9 @@ class Replay(Section):
     """Slots over all shards: one for each step of an environment, and one for each end of an episode."""
     minimum: PositiveInt
     """Steps in the memory before learning begins; DQN's replay start size."""
-    samples_per_insert: PositiveFloat
+    samples_per_insert: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """Samples learned from for each step played. DQN: 8, as a batch of 32 is learned from every four steps."""
-    tolerance: PositiveFloat | None = None
+    tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Where playing and learning overlap: how many steps either side may run ahead of ``samples_per_insert`` before it
     waits. Null: ten batches' worth."""
     prefetch: PositiveInt = 4

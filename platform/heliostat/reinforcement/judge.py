@@ -69,35 +69,33 @@ class Judge:
         self._environment.close()
 
     def _play(self, epsilon: float | None, purpose: str) -> tuple[Episode, ...]:
-        """Each lane plays its share of the episodes, whichever ends first: to take those that end first would prefer
-        short ones."""
+        """Rounds in which each lane plays one episode to its end: to take those that end first would prefer short
+        ones."""
         job, lanes = self._job, self._lanes
-        wanted = np.array([len(range(lane, job.evaluation.episodes, len(lanes))) for lane in lanes])
-        limit = job.evaluation.max_steps
-        found: list[list[Episode]] = [[] for _ in lanes]
+        wanted, limit = job.evaluation.episodes, job.evaluation.max_steps
+        found: list[Episode] = []
         stacks = FrameStacks(self._spec, len(lanes))
-        frame = self._environment.reset(lane_seeds(job.seed, lanes, purpose))
-        start = np.ones(len(lanes), np.bool_)
-        score, length = np.zeros(len(lanes)), np.zeros(len(lanes), np.int64)
-        counted = np.ones(len(lanes), np.bool_)  # False: broken off, played on until the environment ends the episode
         call = 0
-        while any(len(episodes) < count for episodes, count in zip(found, wanted, strict=True)):
-            stacks.push(frame, start)
-            action = self._actions(stacks.observation, epsilon, Random(job.seed, call, lanes, scope=f"{purpose}/"))
-            played = self._environment.step(action)
-            score += played.reward
-            length += played.acted
-            over = played.terminated | played.truncated
-            broken_off = (length >= limit) if limit is not None else np.zeros(len(lanes), np.bool_)
-            for lane in np.flatnonzero((over | broken_off) & counted):
-                found[lane].append(Episode(float(score[lane]), int(length[lane])))
-            counted = np.where(over, True, counted & ~broken_off)
-            score[over], length[over] = 0.0, 0
-            frame, start = played.frame, ~played.acted
-            call += 1
-        return tuple(
-            episode for episodes, count in zip(found, wanted, strict=True) for episode in episodes[: int(count)]
-        )
+        while len(found) < wanted:
+            frame = self._environment.reset(None if found else lane_seeds(job.seed, lanes, purpose))
+            start = np.ones(len(lanes), np.bool_)
+            score, length = np.zeros(len(lanes)), np.zeros(len(lanes), np.int64)
+            playing = np.arange(len(lanes)) < wanted - len(found)
+            while playing.any():
+                stacks.push(frame, start)
+                action = self._actions(stacks.observation, epsilon, Random(job.seed, call, lanes, scope=f"{purpose}/"))
+                played = self._environment.step(action)
+                score += np.where(playing, played.reward, 0.0)
+                length += playing & played.acted
+                over = played.terminated | played.truncated
+                if limit is not None:
+                    over = over | (length >= limit)
+                playing &= ~over
+                frame, start = played.frame, ~played.acted
+                call += 1
+            episodes = [Episode(float(s), int(n)) for s, n in zip(score, length, strict=True)]
+            found += episodes[: wanted - len(found)]
+        return tuple(found)
 
     def _actions(self, observation: npt.NDArray[Any], epsilon: float | None, random: Random) -> npt.NDArray[np.int64]:
         if epsilon is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -63,6 +64,13 @@ def check(job: ReinforcementJob) -> list[Problem]:
     if replay.minimum > replay.capacity:
         what = f"learning would begin with {replay.minimum} steps, but the memory holds {replay.capacity}"
         problems.append(Problem(what, "replay.minimum"))
+    elif (job.optimization.steps - replay.minimum) * replay.samples_per_insert < batch:
+        least = replay.minimum + math.ceil(batch / replay.samples_per_insert)
+        what = f"{job.optimization.steps} steps are over before the first update, which is due after {least}"
+        problems.append(Problem(what, "optimization.steps"))
+    if job.optimization.optimizer.final_weight_decay is not None:
+        what = "there is no schedule of the weight decay here; leave it out"
+        problems.append(Problem(what, "optimization.optimizer.final_weight_decay"))
     gpus = resources.gpus_per_learner or resources.gpus_per_actor
     if gpus and resources.runtime == "local" and not torch.cuda.is_available():
         problems.append(Problem("a GPU is asked for, but torch sees none here", "resources"))

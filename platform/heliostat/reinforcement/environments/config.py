@@ -18,7 +18,7 @@ class Environment(BaseModel, ABC):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    timeout_s: float = Field(default=60.0, gt=0)
+    timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     """Seconds that the environment may take to be made, to be reset and for a step of all lanes; then it counts as
     hung."""
 
