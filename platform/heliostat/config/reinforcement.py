@@ -37,7 +37,7 @@ class Replay(Section):
     """Samples learned from for each step played. DQN: 8, as a batch of 32 is learned from every four steps."""
     tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Where playing and learning overlap: how many steps either side may run ahead of ``samples_per_insert`` before it
-    waits. Null: ten batches' worth."""
+    waits. Null: ten batches' worth, or what all actors play between two visits if that is more."""
     prefetch: PositiveInt = 4
     """Where playing and learning overlap: batches sampled ahead of the learner, whose priorities are as much behind."""
 

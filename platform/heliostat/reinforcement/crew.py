@@ -66,8 +66,8 @@ class Crew(Protocol):
     def dismiss(self, member: Member) -> None:
         """Let a member go."""
 
-    def alive(self, member: Member) -> bool:
-        """Whether a member still answers, as far as can be told without waiting for its work."""
+    def dead(self, members: Sequence[Member]) -> list[Member]:
+        """Those who will never answer again, as far as can be told without waiting for their work."""
 
     def share(self, value: Any) -> Any:
         """A future that stands for a value that many members will be given."""
@@ -104,9 +104,9 @@ class LocalCrew:
         if close is not None:
             close()
 
-    def alive(self, member: Member) -> bool:
-        """Whether it was made."""
-        return (member.role, member.index) in self._members
+    def dead(self, members: Sequence[Member]) -> list[Member]:
+        """Those who were not made."""
+        return [member for member in members if (member.role, member.index) not in self._members]
 
     def share(self, value: Any) -> Any:
         """The value itself."""

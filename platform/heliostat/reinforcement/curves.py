@@ -65,7 +65,7 @@ class Curves:
         """Take in what a rollout told; ``updates``: how many are done now."""
         self.mean("rollout/epsilon", report.epsilon, report.steps)
         self.mean("rollout/max_q", report.largest_q, report.steps)
-        self.mean("rollout/parameter_lag", updates - report.version, report.steps)
+        self.mean("rollout/parameter_lag", max(0, updates - report.version), report.steps)
         self.mean("rollout/acting_share", report.acting_seconds / (report.acting_seconds + report.playing_seconds))
         for episode in report.episodes:
             self.mean("rollout/return", episode.score)
@@ -91,7 +91,7 @@ class Curves:
         self._speed = (session.played - self._played) / elapsed
         point |= {
             "rollout/steps_per_second": self._speed,
-            "train/updates_per_second": (session.updates - self._updates) / elapsed,
+            "train/updates_per_second": max(0, session.updates - self._updates) / elapsed,
             "train/updates": session.updates,
             "rollout/episodes": self._episodes,
             "rollout/frames": session.played * self._spec.frames_per_step,
@@ -127,7 +127,8 @@ class Curves:
         """What a resumed run goes on with."""
         return {"recent": list(self._recent), "episodes": self._episodes, "failures": self._counts["failures"]}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+    def restore(self, state: dict[str, Any], played: int, updates: int) -> None:
+        """Go on from there; ``played`` and ``updates`` were done before."""
+        self._played, self._updates = played, updates
         self._recent.extend(state["recent"])
         self._episodes, self._counts["failures"] = state["episodes"], state["failures"]

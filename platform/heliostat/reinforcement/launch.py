@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from heliostat.config.reinforcement import ReinforcementJob
-from heliostat.errors import InputError, Problem
+from heliostat.errors import InputError, Problem, RunError
 from heliostat.reinforcement.agent import build_agent
-from heliostat.reinforcement.crew import Crew, LocalCrew
+from heliostat.reinforcement.crew import Crew, LocalCrew, MemberLost
 from heliostat.reinforcement.environments.spec import EnvironmentSpec
 from heliostat.reinforcement.lockstep import Lockstep
 from heliostat.reinforcement.overlapped import Overlapped
@@ -179,15 +179,16 @@ def run(job: ReinforcementJob, spec: EnvironmentSpec, folder: RunFolder, monitor
     session = Session(job, spec, folder, runtime, crew)
     try:
         session.begin()
-        finished = (Lockstep if job.resources.lockstep else Overlapped)(session).run()
-        session.save(wait=True)
-        if finished:
-            runtime.log(session.curves.point(session), session.played)
+        if (Lockstep if job.resources.lockstep else Overlapped)(session).run():
+            session.conclude()
+            folder.storage.write_json("results.json", session.results)
             name, uri = folder.name, session.checkpoints.uri(session.played)
             runtime.link_checkpoint(name, uri, session.played, session.results)
             runtime.log(session.results, session.played)
             return Outcome("finished", session.played, results=session.results)
         return Outcome("interrupted", session.played)
+    except MemberLost as lost:
+        raise RunError(f"the run cannot go on: {lost.reason}") from None
     finally:
         crew.close()
 

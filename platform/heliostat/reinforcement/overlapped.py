@@ -8,12 +8,27 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from heliostat.reinforcement.crew import Member, MemberLost
 from heliostat.reinforcement.session import Flight, Session
 
 _WAIT_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class _Play:
+    """What a rollout was asked to play."""
+
+    member: Member
+    lanes: range
+    steps: list[Any]
+    """Futures, for each shard."""
+    teacher: Member
+    """Whose weights it waits for."""
+    since: float
 
 
 class Overlapped:
@@ -26,21 +41,36 @@ class Overlapped:
         """Updates that are asked for together: half of what is sampled ahead, so that one group waits while the
         other is learned from."""
         self._calls = job.rollout.calls
-        self._playing: dict[Any, tuple[Member, range, list[Any], float]] = {}  # by the report
-        self._storing: dict[Any, Member] = {}
+        self._playing: dict[Any, _Play] = {}  # by the report
+        self._storing: dict[Any, tuple[Member, list[Member]]] = {}  # the shard, and whose work it stores
         self._learning: deque[Flight] = deque()
-        self._judging: tuple[Any, int] | None = None
+        self._judging: tuple[Any, int, Member] | None = None
         self._random_play: Any = None
         self._mark = time.perf_counter()
 
     def run(self) -> bool:
-        """Work until all steps are played and learned from; False where the run was asked to stop before."""
+        """Work until all steps are played and learned from, and saved; False where the run was asked to stop before."""
         session = self.session
-        if not session.results and not session.played:
+        if not session.results:
             self._random_play = session.crew.ask(session.judge, "random_play")
+        while True:
+            if not self._work():
+                self._settle()
+                while not self._save(wait=True):
+                    self._settle()
+                return False
+            session.tell("evaluating", at_once=True)
+            results = self._last_evaluation()
+            if results is not None:
+                session.results |= results
+                if self._save(wait=True) and self._done():
+                    return True
+
+    def _work(self) -> bool:
+        """Play and learn until nothing is left to do; False where the run was asked to stop before."""
+        session = self.session
         while not self._done():
             if session.stop_requested():
-                self._settle()
                 return False
             held_playing, held_learning = self._send_rollouts(), self._send_learners()
             now = time.perf_counter()
@@ -52,33 +82,37 @@ class Overlapped:
             if session.evaluation_due() and self._judging is None and not session.over:
                 self._judging = session.ask_judge()
             if session.checkpoint_due():
-                self._save()
-        session.tell("evaluating", at_once=True)
-        session.results |= self._last_evaluation()
+                self._save(wait=False)
         return True
 
     def _done(self) -> bool:
-        session = self.session
-        left = session.limiter.updates_due(session.job.optimization.batch_size) if session.may_learn() else 0
-        return session.over and not self._playing and not self._storing and not self._learning and not left
+        session, busy = self.session, self._playing or self._storing or self._learning
+        return session.over and not busy and not session.updates_due
 
     # Asking
 
     def _send_rollouts(self) -> bool:
         """Ask idle rollouts to play; whether the limiter held them."""
         session = self.session
-        busy = {member.index for member, *_ in self._playing.values()}
-        underway = sum(len(lanes) * self._calls for _, lanes, *_ in self._playing.values())
+        busy = {play.member.index for play in self._playing.values()}
+        underway = sum(len(play.lanes) * self._calls for play in self._playing.values())
         held = False
         for member in session.rollouts:
             lanes = session.lanes(member.index)
             if member.index in busy or session.played + underway >= session.job.optimization.steps:
                 continue
-            if not session.limiter.may_insert(len(lanes) * self._calls, session.job.optimization.batch_size):
+            # Where nothing can be learned from what there is, the limiter's count of it means nothing.
+            starved = not underway and not self._storing and not session.may_learn()
+            batch = session.job.optimization.batch_size
+            if not (
+                session.refilling
+                or starved
+                or session.limiter.may_insert(len(lanes) * self._calls, batch, underway=underway)
+            ):
                 held = True
                 continue
             report, *steps = session.ask_to_play(member)
-            self._playing[report] = (member, lanes, steps, time.monotonic())
+            self._playing[report] = _Play(member, lanes, steps, session.learners[0], time.monotonic())
             underway += len(lanes) * self._calls
         return held
 
@@ -109,11 +143,13 @@ class Overlapped:
         waiting += [future for future in (self._judging and self._judging[0], self._random_play) if future is not None]
         done = set(session.crew.ready(waiting, _WAIT_SECONDS))
         for future in [future for future in self._storing if future in done]:
-            shard = self._storing.pop(future)
+            if future not in self._storing:
+                continue  # its shard was found dead a moment ago
+            shard, makers = self._storing.pop(future)
             try:
                 stand = session.get(future, shard)
             except MemberLost as lost:
-                self._mend(shard, lost)
+                self._mend(shard, lost, makers)
             else:
                 if session.shards[shard.index] == shard:  # and not of one that was replaced since
                     session.hear(shard.index, stand)
@@ -122,8 +158,7 @@ class Overlapped:
         while self._learning and self._learning[0].reports[0] in done:
             flight = self._learning.popleft()
             try:
-                for shard, stand in zip(session.shards, session.land(flight), strict=False):
-                    self._storing[stand] = shard
+                self._land(flight)
             except MemberLost as lost:
                 self._learning.appendleft(flight)
                 self._mend(session.learners[0], lost)
@@ -132,15 +167,21 @@ class Overlapped:
 
     def _take_steps(self, future: Any) -> None:
         session = self.session
-        member, lanes, steps, _ = self._playing.pop(future)
+        if future not in self._playing:
+            return  # its rollout was found dead a moment ago
+        play = self._playing.pop(future)
         try:
-            report = session.get(future, member)
+            report = session.get(future, play.member)
         except MemberLost as lost:
-            self._mend(member, lost)
+            self._mend(play.member, lost, [play.teacher])
             return
         session.account(report)
-        for shard, part in zip(session.shards, steps, strict=True):
-            self._storing[session.crew.ask(shard, "insert", part, lanes)] = shard
+        for shard, part in zip(session.shards, play.steps, strict=True):
+            self._storing[session.crew.ask(shard, "insert", part, play.lanes)] = shard, [play.member]
+
+    def _land(self, flight: Flight) -> None:
+        for shard, stand in self.session.land(flight):
+            self._storing[stand] = shard, flight.learners
 
     def _take_evaluations(self, done: set[Any]) -> None:
         session = self.session
@@ -151,65 +192,80 @@ class Overlapped:
             except MemberLost as lost:
                 self._mend(session.judge, lost)
         if self._judging is not None and self._judging[0] in done:
-            future, step = self._judging
+            future, step, learner = self._judging
             self._judging = None
             try:
                 session.judged(session.get(future, session.judge), step)
             except MemberLost as lost:
-                self._mend(session.judge, lost)
+                self._mend(session.judge, lost, [learner])
                 self._judging = session.ask_judge()
 
     def _look_for_hanging(self) -> None:
         """A rollout whose environment hangs so that not even its watchdog runs never reports."""
         limit = self.session.rollout_seconds
-        for future, (member, _, _, since) in list(self._playing.items()):
-            if time.monotonic() - since > limit:
+        for future, play in list(self._playing.items()):
+            if time.monotonic() - play.since > limit:
                 del self._playing[future]
-                self.session.replace(member, f"no answer within {limit:,.0f} s")
+                self.session.replace(play.member, f"no answer within {limit:,.0f} s")
 
-    def _mend(self, owner: Member, lost: MemberLost) -> None:
-        """Replace who was lost, and forget what they were asked for."""
+    def _mend(self, owner: Member, lost: MemberLost, needed: Sequence[Member] = ()) -> None:
+        """Replace who was lost, and forget what they were asked for; ``needed``: whose work it needed, as they were."""
         session = self.session
-        gone = session.mend(owner, lost, [*session.shards, *session.learners, session.judge, *session.rollouts])
+        everybody = [*session.shards, *session.learners, session.judge, *session.rollouts]
+        gone = session.mend(owner, lost, [*needed, *everybody])
         roles = {member.role for member in gone}
-        for future in [f for f, (member, *_) in self._playing.items() if member in gone]:
+        for future in [f for f, play in self._playing.items() if play.member in gone]:
             del self._playing[future]
-        for future in [f for f, shard in self._storing.items() if shard in gone]:
+        for future in [f for f, (shard, _) in self._storing.items() if shard in gone]:
             del self._storing[future]
         if roles & {"shard", "learner"}:
-            # Each update needs all shards and learners: what is underway either fails too, or belongs to the dead.
-            for flight in self._learning:
-                session.abandon(flight)
-            self._learning.clear()
+            self._recover()
         if "evaluator" in roles:
             if self._random_play is not None:
                 self._random_play = session.crew.ask(session.judge, "random_play")
             if self._judging is not None:
                 self._judging = session.ask_judge()
 
+    def _recover(self) -> None:
+        """Each update needs all shards and learners. Of those underway, take in what was made before somebody was lost;
+        the others are asked for again."""
+        while self._learning and self._learning[0].learners == self.session.learners:
+            try:
+                self._land(self._learning[0])
+            except MemberLost:
+                break
+            self._learning.popleft()
+        while self._learning:
+            self.session.abandon(self._learning.pop())
+
     # Stops on the way
 
-    def _save(self) -> None:
+    def _save(self, *, wait: bool) -> bool:
+        """Whether it could be saved; if not, somebody was replaced."""
         try:
-            self.session.save(wait=False)
+            self.session.save(wait=wait)
         except MemberLost as lost:
             self._mend(self.session.learners[0], lost)
+            return False
+        return True
 
     def _settle(self) -> None:
         """Let everything that is underway arrive, so that a checkpoint holds it."""
         while self._playing or self._storing or self._learning:
             self._take_in()
 
-    def _last_evaluation(self) -> dict[str, float]:
+    def _last_evaluation(self) -> dict[str, float] | None:
+        """What the run comes to; None where a learner was lost, so that there are updates to make again first."""
         session = self.session
         while self._random_play is not None or self._judging is not None:
             self._take_in()
             session.tell("evaluating")
-        while True:
-            future, step = session.ask_judge()
+        while self._done():
+            future, step, learner = session.ask_judge()
             try:
                 while not session.crew.ready([future], _WAIT_SECONDS):
                     session.tell("evaluating")
                 return session.judged(session.get(future, session.judge), step)
             except MemberLost as lost:
-                self._mend(session.judge, lost)
+                self._mend(session.judge, lost, [learner])
+        return None

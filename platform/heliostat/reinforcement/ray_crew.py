@@ -3,6 +3,7 @@ lost with them, says so, and counts how often."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -42,6 +43,8 @@ class RayCrew:
     """Members as actors, in the cluster that this process has joined."""
 
     def __init__(self) -> None:
+        # Steps of a rollout that failed are never asked for; Ray would print its error once for each shard.
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
         self._actors: dict[tuple[Role, int], Any] = {}
         self._lives: dict[tuple[Role, int], Any] = {}  # futures that are done when an actor dies
 
@@ -93,10 +96,16 @@ class RayCrew:
         if actor is not None:
             ray.kill(actor)
 
-    def alive(self, member: Member) -> bool:
-        """Whether its actor is; what it works on does not matter."""
-        life = self._lives.get((member.role, member.index))
-        return life is not None and not ray.wait([life], timeout=_GRACE_SECONDS)[0]
+    def dead(self, members: Sequence[Member]) -> list[Member]:
+        """Those whose actors are; what they work on does not matter. Waits a moment where all are alive."""
+        lives = {member: self._lives.get((member.role, member.index)) for member in members}
+        known = [life for life in lives.values() if life is not None]
+        done: list[Any] = []
+        if known:
+            wait = _GRACE_SECONDS if len(known) == len(lives) else 0.0
+            done, _ = ray.wait(known, num_returns=1, timeout=wait, fetch_local=False)
+            done, _ = ray.wait(known, num_returns=len(known), timeout=0, fetch_local=False) if done else ([], known)
+        return [member for member, life in lives.items() if life is None or life in done]
 
     def share(self, value: Any) -> Any:
         """Put it into the object store."""

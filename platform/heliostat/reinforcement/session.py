@@ -48,6 +48,9 @@ class Flight:
     first: int
     """Number of the first of them, from 1."""
     count: int
+    learners: list[Member]
+    shards: list[Member]
+    """Who was asked, as they were then."""
     reports: list[Any]
     """Of each learner."""
     feedback: list[list[Any]]
@@ -78,7 +81,9 @@ class Session:
         batch = job.optimization.batch_size
         tolerance = job.replay.tolerance
         if tolerance is None:
-            tolerance = 10 * batch / job.replay.samples_per_insert
+            tolerance = max(
+                10 * batch / job.replay.samples_per_insert, float(job.rollout.environments * job.rollout.calls)
+            )
         self.limiter = SamplesPerInsert(
             job.replay.samples_per_insert, job.replay.minimum, None if resources.lockstep else tolerance
         )
@@ -93,11 +98,12 @@ class Session:
         """How each shard stood when it was last heard of."""
         self.curves = Curves(spec)
         self.results: dict[str, float] = {}
-        self._learned = 0  # updates behind the weights that the learners have; less than updates after a loss
         self._logged = self._saved = self._judged = 0  # steps at the last point, checkpoint, evaluation
+        self._verdict = 0  # steps at the last evaluation whose verdict is there
+        self._saved_updates = 0
         self._shown = self._asked = 0.0
         self._stop = False
-        self._gate = 0  # items that must be there before learning goes on, after a memory was lost
+        self._gate = 0  # steps at which learning goes on, after a memory was lost
         self._weights: Any = None
         self._weights_version = -1
         self._given: dict[Member, int] = {}  # updates behind the weights that each rollout was given
@@ -114,15 +120,16 @@ class Session:
         saved = self._newest()
         if saved is not None:
             self.played, self.updates = saved["played"], saved["updates"]
-            self.issued = self.updates
-            self._logged = self._saved = self._judged = self.played
-            self.curves.restore(saved["curves"])
+            self.issued = self._saved_updates = self.updates
+            self._logged = self._saved = self.played
+            self._judged = self._verdict = saved["judged"]
             self.results = dict(saved["results"])
+            self.curves.restore(saved["curves"], self.played, self.updates)
             for crew in (self.rollouts, self.shards, self.learners):
                 crew[:] = [Member(m.role, m.index, saved["lives"] + 1) for m in crew]
         for number in range(len(self.shards)):
             self._hire_shard(number)
-        self._hire_learners(saved)
+        self._bring_learners_up_to(saved)
         for number in range(len(self.rollouts)):
             self._hire_rollout(number)
         self._hire_judge()
@@ -142,11 +149,15 @@ class Session:
             asked = [self.crew.ask(shard, "restore", self.played) for shard in self.shards]
             found = [self.get(future, shard) for future, shard in zip(asked, self.shards, strict=True)]
             self._hear(self._ask_all_shards("report"))
-            if all(step is not None for step in found):
+            if any(step is not None for step in found):
                 self.limiter.restore(saved["limiter"])
-                late = [step for step in found if step != self.played]
+                late = [step for step in found if step is not None and step != self.played]
                 if late:
                     self.runtime.notice(f"the replay memory is that of step {min(late)}; the weights are newer")
+                for shard, step in zip(self.shards, found, strict=True):
+                    if step is None:
+                        self.runtime.notice(f"{shard} begins empty: there is no sound snapshot of it")
+                self._wait_for_memory()
                 return
             self.runtime.notice("no whole snapshot of the replay memory was found")
         self.runtime.notice(
@@ -171,8 +182,29 @@ class Session:
             state = self.crew.share(saved["learner"])
             for future, member in [(self.crew.ask(member, "load", state), member) for member in self.learners]:
                 self.get(future, member)
-        self._learned = saved["updates"] if saved is not None else 0
         self._weights_version = -1
+        self._given.clear()  # what players were given belongs to updates that are made again
+
+    def _bring_learners_up_to(self, saved: dict[str, Any] | None) -> None:
+        """Hire learners until they have the weights of a checkpoint, or the initial ones.
+
+        Raises:
+            RunError: too many were lost, or they cannot be brought there.
+        """
+        while True:
+            try:
+                self._hire_learners(saved)
+            except MemberLost as lost:
+                if not self.crew.dead(self.learners):
+                    raise RunError(f"{self.learners[0]} failed: {lost.reason}") from None
+                self._count_failure(self.learners[0], lost.reason)
+                self.runtime.notice(f"{self.learners[0]} was replaced ({lost.reason}) before it had begun")
+                self._succeed_learners()
+            else:
+                return
+
+    def _succeed_learners(self) -> None:
+        self.learners[:] = [Member(m.role, m.index, m.life + 1) for m in self.learners]
 
     def _hire_rollout(self, number: int) -> None:
         resources, member = self.job.resources, self.rollouts[number]
@@ -211,11 +243,7 @@ class Session:
         Raises:
             RunError: too many were lost.
         """
-        self.failures += 1
-        self.curves.count("failures")
-        allowed = self.job.resources.max_failures
-        if self.failures > allowed:
-            raise RunError(f"{member} failed: {reason}; more than max_failures ({allowed}) were replaced before")
+        self._count_failure(member, reason)
         successor = Member(member.role, member.index, member.life + 1)
         if member.role == "rollout":
             self.rollouts[member.index] = successor
@@ -226,15 +254,14 @@ class Session:
             self.shards[member.index] = successor
             self.stands[member.index] = ShardReport(0.0, 0, 0, 0, 0.0, 0, 0)
             self._hire_shard(member.index)
-            if sum(stand.items for stand in self.stands) < self.job.optimization.batch_size:
-                self._gate = self.job.replay.minimum
+            self._wait_for_memory()
             lost = f"{held:,} transitions are lost, and its lanes fill it again"
         elif member.role == "learner":
             saved = self._newest()
             before = self.issued
-            self.learners[:] = [Member(m.role, m.index, m.life + 1) for m in self.learners]
-            self._hire_learners(saved)
-            self.updates = self.issued = self._learned
+            self._succeed_learners()
+            self._bring_learners_up_to(saved)
+            self.updates = self.issued = saved["updates"] if saved is not None else 0
             self.limiter.sampled(-(before - self.updates) * self.job.optimization.batch_size)
             lost = f"it goes on from update {self.updates:,}; {before - self.updates:,} updates are made again"
         else:
@@ -243,22 +270,35 @@ class Session:
             lost = "its evaluation is made again"
         self.runtime.notice(f"{member} was replaced ({reason}): {lost}")
 
+    def _count_failure(self, member: Member, reason: str) -> None:
+        self.failures += 1
+        self.curves.count("failures")
+        allowed = self.job.resources.max_failures
+        if self.failures > allowed:
+            raise RunError(f"{member} failed: {reason}; more than max_failures ({allowed}) were replaced before")
+
+    def _wait_for_memory(self) -> None:
+        """Where less than a batch is left, learning waits for as many steps as at the beginning."""
+        if sum(stand.items for stand in self.stands) < self.job.optimization.batch_size:
+            self._gate = self.played + self.job.replay.minimum
+
     def mend(self, owner: Member, lost: MemberLost, others: Sequence[Member] = ()) -> list[Member]:
         """Find out who failed when ``owner`` could not do what it was asked, and replace them.
 
         Args:
-            others: whose work it needed.
+            others: whose work it needed, as they were when it was asked.
 
         Returns:
-            Those that were replaced, as they were; none where ``owner`` was replaced before.
+            Those that were replaced, as they were; none where one of them was replaced before, which explains it: what
+            was to be done has only to be asked for again.
 
         Raises:
             RunError: all are alive and ``owner`` is no player, so that it would fail again; or too many were lost.
         """
-        crew = {"rollout": self.rollouts, "shard": self.shards, "learner": self.learners, "evaluator": [self.judge]}
-        if owner not in crew[owner.role]:
+        concerned = list(dict.fromkeys([owner, *others]))
+        if not set(concerned) <= {*self.rollouts, *self.shards, *self.learners, self.judge}:
             return []
-        gone = [member for member in dict.fromkeys([owner, *others]) if not self.crew.alive(member)]
+        gone = self.crew.dead(concerned)
         if not gone:
             if owner.role not in ("rollout", "evaluator"):
                 raise RunError(f"{owner} failed: {lost.reason}")
@@ -278,7 +318,7 @@ class Session:
         due = self.updates // every * every
         if self._weights_version < 0 or due > self._weights_version:
             self._weights = self.crew.ask(self.learners[0], "acting_state")
-            self._weights_version = self.updates
+            self._weights_version = self.issued  # it comes to that when it has made all that it was asked for before
         return self._weights, self._weights_version
 
     # Playing
@@ -309,18 +349,24 @@ class Session:
     def hear(self, shard: int, stand: ShardReport) -> None:
         """Take in how a shard stands."""
         if stand.snapshot_error is not None and self.stands[shard].snapshot_error != stand.snapshot_error:
-            self.runtime.notice(f"the replay memory of shard {shard} was not saved: {stand.snapshot_error}")
+            self.runtime.notice(f"the replay memory of shard {shard}: {stand.snapshot_error}")
         self.stands[shard] = stand
 
     # Learning
 
+    @property
+    def refilling(self) -> bool:
+        """Whether a lost memory has still to be filled; not at the end of the run, where what there is must do."""
+        return self.played < self._gate and not self.over
+
     def may_learn(self) -> bool:
         """Whether there is enough to learn from."""
-        items = sum(stand.items for stand in self.stands)
-        if items < self._gate:
-            return False
-        self._gate = 0
-        return items > 0
+        return not self.refilling and any(stand.items for stand in self.stands)
+
+    @property
+    def updates_due(self) -> int:
+        """How many updates the ratio asks for that can be made now."""
+        return self.limiter.updates_due(self.job.optimization.batch_size) if self.may_learn() else 0
 
     def issue(self, count: int) -> Flight:
         """Ask shards for samples and learners for ``count`` updates with them."""
@@ -354,32 +400,33 @@ class Session:
             feedback.append(rest)
         self.issued += count
         self.limiter.sampled(count * batch)
-        return Flight(first, count, reports, feedback)
+        return Flight(first, count, list(self.learners), list(self.shards), reports, feedback)
 
-    def land(self, flight: Flight) -> list[Any]:
-        """Take in what learners report of updates that are done, and tell shards the new priorities; futures of how the
-        shards stand then, none where there are no priorities."""
-        for member, future in zip(self.learners, flight.reports, strict=True):
-            report: LearnerReport = self.get(future, member)
-            if member.index == 0:
-                self.curves.learner(report)
-                if report.diverged is not None:
-                    raise RunError(
-                        f"the loss of update {report.diverged:,} is not finite; likely causes: a learning rate that is "
-                        "too high, or rewards that are too large for the loss"
-                    )
+    def land(self, flight: Flight) -> list[tuple[Member, Any]]:
+        """Take in what learners report of updates that are done, and tell shards the new priorities; the shards with
+        futures of how they stand then, none where there are no priorities."""
+        found: list[LearnerReport] = [
+            self.get(future, member) for member, future in zip(flight.learners, flight.reports, strict=True)
+        ]
+        self.curves.learner(found[0])
+        diverged = [report.diverged for report in found if report.diverged is not None]
+        if diverged:
+            raise RunError(
+                f"the loss of update {min(diverged):,} is not finite; likely causes: a learning rate that is too high, "
+                "or rewards that are too large for the loss"
+            )
         self.updates += flight.count
-        self._learned = self.updates
         if self.job.algorithm.prioritization is None:
             return []
         return [
-            self.crew.ask(shard, "update_priorities", *(of_learner[number] for of_learner in flight.feedback))
-            for number, shard in enumerate(self.shards)
+            (shard, self.crew.ask(shard, "update_priorities", *(of_learner[number] for of_learner in flight.feedback)))
+            for number, shard in enumerate(flight.shards)
+            if self.shards[number] == shard  # slots of a memory that was lost mean nothing to the one in its place
         ]
 
     def abandon(self, flight: Flight) -> None:
-        """Forget updates that could not be made; they are asked for again."""
-        if flight.first + flight.count - 1 > self.issued:
+        """Forget updates that could not be made, the newest first; they are asked for again."""
+        if flight.learners != self.learners:
             return  # a learner was replaced since, and everything after its checkpoint is made again
         self.issued -= flight.count
         self.limiter.sampled(-flight.count * self.job.optimization.batch_size)
@@ -391,11 +438,13 @@ class Session:
         every = self.job.evaluation.every_steps
         return every is not None and self.played // every > self._judged // every
 
-    def ask_judge(self) -> tuple[Any, int]:
-        """Ask for an evaluation of the present weights; its future, and the steps that it stands for."""
-        weights = self.crew.ask(self.learners[0], "acting_state")
+    def ask_judge(self) -> tuple[Any, int, Member]:
+        """Ask for an evaluation of the present weights; its future, the steps that it stands for, and whose weights
+        they are."""
+        learner = self.learners[0]
+        weights = self.crew.ask(learner, "acting_state")
         self._judged = self.played
-        return self.crew.ask(self.judge, "evaluate", weights, self.played), self.played
+        return self.crew.ask(self.judge, "evaluate", weights, self.played), self.played, learner
 
     def judged(self, verdict: Verdict, step: int) -> dict[str, float]:
         """Record an evaluation."""
@@ -403,6 +452,7 @@ class Session:
         if verdict.largest_q is not None:
             results["eval/mean_max_q"] = verdict.largest_q
         self.runtime.log(results, step)
+        self._verdict = step
         return results
 
     def baseline(self, episodes: Sequence[Episode]) -> None:
@@ -433,11 +483,14 @@ class Session:
             "updates": self.issued,  # the learner has made all that was asked for before its state
             "limiter": self.limiter.state(),
             "lives": lives,
+            "judged": self._verdict,
             "curves": self.curves.state(),
             "results": self.results,
         }
-        self.checkpoints.save(self.played, state, {"seed": self.job.seed, "updates": self.updates})
-        self._saved = self.played
+        # Updates may have been made since a checkpoint of the same step.
+        again = self.issued != self._saved_updates
+        self.checkpoints.save(self.played, state, {"seed": self.job.seed, "updates": self.issued}, replace=again)
+        self._saved, self._saved_updates = self.played, self.issued
         self.runtime.checkpoint_saved()
         self.runtime.log(
             {"checkpoint/seconds": time.perf_counter() - began, "checkpoint/replay_seconds": max(held, default=0.0)},
@@ -448,7 +501,7 @@ class Session:
         """Show progress, now and then or ``at_once``, and record a point of the curves where one is due."""
         now = time.monotonic()
         every = self.job.tracking.every_steps
-        if self.played // every > self._logged // every:
+        if self.played // every > self._logged // every and not self.over:  # the last point is the end's
             self._logged = self.played
             self.runtime.log(self.curves.point(self), self.played)
         if at_once or now - self._shown > _PROGRESS_SECONDS:
@@ -464,6 +517,13 @@ class Session:
             self._asked = now
             self._stop = self._stop or self.runtime.stop_requested()
         return self._stop
+
+    def conclude(self) -> None:
+        """Record the last point of the curves, and say what could not be done."""
+        self.runtime.log(self.curves.point(self), self.played)
+        left = self.limiter.updates_due(self.job.optimization.batch_size)
+        if left:
+            self.runtime.notice(f"{left:,} updates were not made: the replay memory was lost at the very end")
 
     @property
     def over(self) -> bool:

@@ -40,7 +40,7 @@ class ShardReport:
     ignored: int
     """Priorities that came too late: their slot had been used again."""
     snapshot_error: str | None = None
-    """Why the last snapshot could not be written."""
+    """What is wrong with the last snapshot that was to be written or read."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class ReplayShard:
                 pending.write()
                 self._snapshot_error = None
             except Exception as error:  # noqa: BLE001 - told by the next report; the run goes on without it
-                self._snapshot_error = str(error)
+                self._snapshot_error = f"it was not saved: {error}"
 
         self._writing = threading.Thread(target=write, name="replay-snapshot", daemon=True)
         self._writing.start()
@@ -157,7 +157,7 @@ class ReplayShard:
             try:
                 self._snapshots.load(step, self.buffer)
             except InputError as error:
-                self._snapshot_error = str(error)
+                self._snapshot_error = f"the snapshot of step {step} is passed over: {error}"
                 continue
             return step
         return None

@@ -49,14 +49,17 @@ class SamplesPerInsert:
         """Whether so many items may be sampled now."""
         return self._inserted >= self._minimum and self._inserted > 0 and self.due + self._slack >= count
 
-    def may_insert(self, count: int, batch_size: int) -> bool:
+    def may_insert(self, count: int, batch_size: int, underway: int = 0) -> bool:
         """Whether so many items may be inserted now.
 
         Args:
             count: how many.
             batch_size: items of the batch that the sampler waits for, as it asks ``may_sample`` for.
+            underway: items that others will insert, because they were allowed to.
         """
-        return not self.may_sample(batch_size) or self.due + self._ratio * count <= self._slack
+        if self.due + self._ratio * (underway + count) <= self._slack:
+            return True
+        return not underway and not self.may_sample(batch_size)
 
     def inserted(self, count: int) -> None:
         """So many items were inserted."""
