@@ -33,6 +33,16 @@ class InputError(Exception):
         return "\n".join(map(str, self.problems))
 
 
+def require(problems: Sequence[Problem]) -> None:
+    """Raise all problems at once, if there are any.
+
+    Raises:
+        InputError: there are some.
+    """
+    if problems:
+        raise InputError(problems)
+
+
 class RunError(Exception):
     """The run failed for a reason that is known; the message says what happened and what to do."""
 

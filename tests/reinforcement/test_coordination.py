@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,13 +22,15 @@ import torch
 
 from heliostat.config.reinforcement import ReinforcementJob
 from heliostat.errors import RunError
-from heliostat.reinforcement import launch, overlapped
+from heliostat.reinforcement import launch, overlapped, session
 from heliostat.reinforcement.crew import LocalCrew, Member, MemberLost, Resources
-from heliostat.reinforcement.rollout import RolloutReport
+from heliostat.reinforcement.rollout import RolloutReport, RolloutWorker
 from heliostat.reinforcement.session import Session
 from heliostat.reinforcement.shard import ReplayShard
+from heliostat.reinforcement.snapshots import Pending
 from heliostat.training.monitor import Outcome
 from heliostat.training.run_folder import RunFolder
+from heliostat.training.storage import Storage
 
 MakeJob = Callable[..., ReinforcementJob]
 Same = Callable[[Any, Any], bool]
@@ -156,7 +160,7 @@ class SimulatedCrew:
         done = [future for future in futures if future.done]
         self.idle = 0 if done else self.idle + 1
         if not done:
-            self.clock += 10 * seconds if self.hanging else seconds
+            self.clock += 50 * seconds if self.hanging else seconds
         if self.idle > (500 if self.hanging else 50):
             raise Deadlock({key: [task.method for task in queue] for key, queue in self.queues.items() if queue})
         return done
@@ -292,7 +296,8 @@ class Run:
 
     @property
     def notices(self) -> list[str]:
-        return list(self.told.notices)
+        """All that was said, but that storage was slow."""
+        return [notice for notice in self.told.notices if "still being written" not in notice]
 
 
 class Clock:
@@ -311,7 +316,7 @@ class Clock:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Any) -> Callable[..., Run]:
     """Conducts a run with a crew, as the launcher does."""
-    monkeypatch.setattr("heliostat.reinforcement.session._STOP_SECONDS", 0.0)
+    monkeypatch.setattr("heliostat.reinforcement.session._STOP_SECONDS", -1.0)
 
     def conduct(
         job: ReinforcementJob, crew: Any, name: str = "run", stop: Callable[[Session], bool] = lambda session: False
@@ -358,6 +363,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Any) -> Callable[
             patch.setattr(launch, "_crew", lambda job: crew)
             if isinstance(crew, SimulatedCrew):
                 patch.setattr(overlapped, "time", Clock(crew))
+                patch.setattr(session, "time", Clock(crew))
             try:
                 outcome = launch.run(job, job.environment.spec(), folder, watcher)
             except RunError as failure:
@@ -576,7 +582,7 @@ LOST = {
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["lockstep", "overlapped"])
-@pytest.mark.parametrize("kind", ["dies", "dies after"])
+@pytest.mark.parametrize("kind", ["dies", pytest.param("dies after", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fault", faults_of(""), ids=name_of)
 def test_whoever_dies_is_replaced_and_the_run_ends_with_what_was_asked_for(
     small: MakeJob, run: Callable[..., Run], fault: Fault, kind: str, overlap: bool
@@ -688,6 +694,19 @@ def test_a_learner_s_death_costs_no_player(small: MakeJob, run: Callable[..., Ru
             "learner": 2,
             "evaluator": 1,
         }
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["lockstep", "overlapped"])
+@pytest.mark.parametrize(("role", "method"), [("shard", "insert"), ("shard", "sample"), ("learner", "update")])
+def test_a_memory_or_a_learner_that_hangs_ends_the_run_with_the_reason(
+    small: MakeJob, run: Callable[..., Run], overlap: bool, role: str, method: str
+) -> None:
+    job = small(*MANY, f"resources.overlap={str(overlap).lower()}")
+    ended = run(job, SimulatedCrew(1, [Fault(role, 0, method, 3, "hangs")]))
+    assert ended.error is not None
+    assert f"{role} 0" in str(ended.error) or str(ended.error).startswith("learner 0")  # which waits for the samples
+    assert "no answer within 600 s" in str(ended.error)
+    assert ended.notices == []
 
 
 def test_after_a_learner_s_death_nobody_plays_with_what_it_had_learned_since(
@@ -875,6 +894,62 @@ def test_killed_at_many_random_moments(small: MakeJob, run: Callable[..., Run], 
 @pytest.mark.parametrize("seed", range(100, 300))
 def test_a_driver_that_is_killed_at_many_random_moments(small: MakeJob, run: Callable[..., Run], seed: int) -> None:
     driver_killed_at_random(small, run, seed)
+
+
+# Slow storage
+
+
+def test_a_snapshot_that_takes_long_is_not_waited_for(small: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one is left out, and that is said; at the end the run waits, and what was left out is in what is saved
+    then."""
+    job = small()
+    shard = ReplayShard(job, job.environment.spec(), 0, Storage(job.output))
+    worker = RolloutWorker(job, job.environment.spec(), range(4))
+    let_go, write = threading.Event(), Pending.write
+
+    def slow(self: Pending) -> int:
+        assert let_go.wait(60)
+        return write(self)
+
+    monkeypatch.setattr(Pending, "write", slow)
+    for step in (10, 20, 20, 20):
+        shard.insert(worker.play(None, 0)[1], range(4))
+        began = time.monotonic()
+        shard.snapshot(step, False)
+        assert time.monotonic() - began < 30
+        said = shard.report().snapshot_error
+        assert said is None if step == 10 else said is not None and "not saved at step 20" in said
+    let_go.set()
+    items = shard.report().items
+    shard.snapshot(30, True)
+    assert shard.report().snapshot_error is None
+    other = ReplayShard(job, job.environment.spec(), 0, Storage(job.output))
+    assert other.restore(29) == 10
+    assert other.restore(40) == 30
+    assert other.report().items == items
+
+
+# In one process
+
+
+def test_each_in_this_process_computes_with_the_threads_of_its_actor() -> None:
+    """The last digits of a convolution depend on how many there are, and a run in one process must be the same as over
+    actors."""
+    crew, before = LocalCrew(), torch.get_num_threads()
+    learner, judge = Member("learner", 0, 0), Member("evaluator", 0, 0)
+
+    class Counting:
+        def __init__(self) -> None:
+            self.made_with = torch.get_num_threads()
+
+        def threads(self) -> tuple[int, int]:
+            return self.made_with, torch.get_num_threads()
+
+    crew.hire(learner, Counting, Resources(cpus=3.5))
+    crew.hire(judge, Counting, Resources(cpus=0))
+    assert [crew.ask(member, "threads") for member in (learner, judge, learner)] == [(3, 3), (1, 1), (3, 3)]
+    crew.close()
+    assert torch.get_num_threads() == before
 
 
 # Interrupted, and gone on with

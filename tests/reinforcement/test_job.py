@@ -17,7 +17,7 @@ from heliostat.cli.app import main
 from heliostat.config.loading import dump, load, parse, parse_any
 from heliostat.config.registry import AGENTS
 from heliostat.config.reinforcement import ReinforcementJob
-from heliostat.errors import InputError
+from heliostat.errors import InputError, require
 from heliostat.reinforcement import launch
 
 MakeJob = Callable[..., ReinforcementJob]
@@ -248,7 +248,7 @@ def test_all_that_is_wrong_is_found_at_once(small: MakeJob) -> None:
         assert any(where == at and said in what for at, what in found), (where, said, found)
     assert len(found) == 9
     with pytest.raises(InputError) as caught:
-        launch.require(launch.check(job))
+        require(launch.check(job))
     assert len(caught.value.problems) == 9
 
 

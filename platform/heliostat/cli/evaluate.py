@@ -27,7 +27,7 @@ def evaluate(
 
     from heliostat.cli.display import results_table
     from heliostat.config.loading import parse
-    from heliostat.errors import InputError, Problem
+    from heliostat.errors import InputError, Problem, require
     from heliostat.training import launch
     from heliostat.training.evaluation import evaluate_checkpoint
     from heliostat.training.run_folder import RunFolder
@@ -42,7 +42,7 @@ def evaluate(
     job = parse(text, f"{folder.storage.uri}/job.yaml", overrides or [])
     source = RunFolder.open(weights) if weights else folder
     job = launch.settled(job)
-    launch.require(launch.check(job, follows=True))
+    require(launch.check(job, follows=True))
     data = launch.load(job)
     step, results = evaluate_checkpoint(
         job, (data.train, data.test), source, checkpoint, SilentRuntime(launch.device(job))

@@ -36,6 +36,7 @@ def run(
     from heliostat.cli.display import Display
     from heliostat.config.loading import load
     from heliostat.config.reinforcement import ReinforcementJob
+    from heliostat.errors import require
     from heliostat.training import launch
     from heliostat.training.stages import Chain
 
@@ -53,7 +54,7 @@ def run(
         return
     display = Display(quiet=json)
     loaded = stages[0].job
-    launch.require(launch.check(loaded))
+    require(launch.check(loaded))
     display.job(launch.resolved(loaded))
     with display:
         finished = launch.start(loaded, display, name)
@@ -74,13 +75,13 @@ def local_changes(path: Path, changes: list[str]) -> list[str]:
 def run_agent(job: ReinforcementJob, name: str | None, stage: str | None, *, json: bool) -> None:
     """Run a job of reinforcement learning."""
     from heliostat.cli.display import Display
-    from heliostat.errors import InputError, Problem
+    from heliostat.errors import InputError, Problem, require
     from heliostat.reinforcement import launch
 
     if stage is not None:
         raise InputError(Problem(f"there is no stage '{stage}': the file has no stages", "--stage"))
     display = Display(quiet=json)
-    launch.require(launch.check(job))
+    require(launch.check(job))
     display.job(launch.resolved(job))
     with display:
         finished = launch.start(job, display, name)

@@ -28,7 +28,7 @@ def validate(
     from heliostat.config.loading import dump, load
     from heliostat.config.loading import schema as job_schema
     from heliostat.config.reinforcement import ReinforcementJob
-    from heliostat.errors import InputError
+    from heliostat.errors import InputError, require
     from heliostat.reinforcement import launch as agents
 
     if schema:
@@ -38,7 +38,7 @@ def validate(
         raise InputError("name a job file, or ask for --schema")
     loaded = load(job, overrides or [])
     if isinstance(loaded, ReinforcementJob):
-        agents.require(agents.check(loaded))
+        require(agents.check(loaded))
         checked: dict[str, AnyJob] = {"": agents.resolved(loaded)}
     else:
         checked = dict(checked_stages(loaded, data=data))
@@ -57,11 +57,12 @@ def validate(
 
 def checked_stages(stages: tuple[Stage, ...], *, data: bool) -> dict[str, Job]:
     """Each stage's resolved job, by the stage's name; with ``data`` also decoded."""
+    from heliostat.errors import require
     from heliostat.training import launch
     from heliostat.training.stages import check_data, resolved
 
     problems = [problem for stage in stages for problem in launch.check(stage.job, follows=bool(stage.follows))]
-    launch.require(list(dict.fromkeys(problems)))
+    require(list(dict.fromkeys(problems)))
     if data:
         check_data(stages)
     return {stage.name: resolved(stage).job for stage in stages}

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import torch
+
 Role = Literal["rollout", "shard", "learner", "evaluator"]
 
 
@@ -42,6 +44,11 @@ class Resources:
 
     cpus: float = 1
     gpus: float = 0
+
+    @property
+    def threads(self) -> int:
+        """With which it computes."""
+        return max(1, int(self.cpus))
 
 
 class Crew(Protocol):
@@ -77,18 +84,29 @@ class Crew(Protocol):
 
 
 class LocalCrew:
-    """Everybody in this process and this thread."""
+    """Everybody in this process and this thread. Each computes with as many threads as it would have as an actor, since
+    the last digits of a convolution depend on how many there are."""
 
     def __init__(self) -> None:
         self._members: dict[tuple[Role, int], Any] = {}
+        self._threads: dict[tuple[Role, int], int] = {}
+        self._threads_before = torch.get_num_threads()
 
     def hire(self, member: Member, make: Callable[[], Any], resources: Resources) -> None:
-        """Make the object; ``resources`` are those of this process."""
+        """Make the object; nothing but its threads is taken from ``resources``."""
+        self._threads[member.role, member.index] = resources.threads
+        self._use_threads_of(member)
         self._members[member.role, member.index] = make()
 
     def ask(self, member: Member, method: str, *arguments: Any, returns: int = 1) -> Any:
         """Do it now. What goes wrong is raised here as it is: there is nobody else to do it."""
+        self._use_threads_of(member)
         return getattr(self._members[member.role, member.index], method)(*arguments)
+
+    def _use_threads_of(self, member: Member) -> None:
+        threads = self._threads[member.role, member.index]
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
 
     def ready(self, futures: Sequence[Any], seconds: float) -> list[Any]:
         """All of them."""
@@ -116,3 +134,4 @@ class LocalCrew:
         """Close all objects that can be closed."""
         for role, index in list(self._members):
             self.dismiss(Member(role, index, 0))
+        torch.set_num_threads(self._threads_before)

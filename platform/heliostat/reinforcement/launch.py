@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from heliostat.config.reinforcement import ReinforcementJob
-from heliostat.errors import InputError, Problem, RunError
+from heliostat.errors import InputError, Problem, RunError, require
 from heliostat.reinforcement.agent import build_agent
 from heliostat.reinforcement.crew import Crew, LocalCrew, MemberLost
 from heliostat.reinforcement.environments.spec import EnvironmentSpec
 from heliostat.reinforcement.lockstep import Lockstep
 from heliostat.reinforcement.overlapped import Overlapped
 from heliostat.reinforcement.session import Session
-from heliostat.tracking.location import resolve_uri
 from heliostat.training.conduct import (
     DataFacts,
     Finished,
@@ -27,6 +26,7 @@ from heliostat.training.conduct import (
     conduct,
     in_this_process,
     secrets_in,
+    settled_tracking,
 )
 from heliostat.training.monitor import Monitor, Outcome
 from heliostat.training.run_folder import RunFolder
@@ -105,10 +105,7 @@ def _check_agent(job: ReinforcementJob, spec: EnvironmentSpec) -> list[Problem]:
 
 def resolved(job: ReinforcementJob) -> ReinforcementJob:
     """The job with addresses that mean the same on every machine."""
-    uri = resolve_uri(job.tracking.uri)
-    # A server that the environment names stays there: its address may hold a password.
-    keep = uri.startswith("sqlite:") or job.tracking.uri is not None
-    return job.model_copy(update={"tracking": job.tracking.model_copy(update={"uri": uri if keep else None})})
+    return job.model_copy(update={"tracking": settled_tracking(job.tracking)})
 
 
 def start(job: ReinforcementJob, watcher: Watcher, name: str | None = None) -> Finished:
@@ -136,12 +133,6 @@ def resume(folder: RunFolder, job: ReinforcementJob, watcher: Watcher) -> Finish
     if job.resources.runtime == "ray":
         _connect(job)
     return _conduct(job, folder, watcher)
-
-
-def require(problems: list[Problem]) -> None:
-    """Raise all problems at once, if there are any."""
-    if problems:
-        raise InputError(problems)
 
 
 def _connect(job: ReinforcementJob) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from heliostat.errors import RunError
 from heliostat.reinforcement.crew import Member, MemberLost
-from heliostat.reinforcement.session import Flight, Session
+from heliostat.reinforcement.session import ANSWER_SECONDS, Flight, Session
 
 _WAIT_SECONDS = 0.2
 
@@ -31,6 +32,16 @@ class _Play:
     since: float
 
 
+@dataclass(frozen=True)
+class _Storing:
+    """What a shard was asked to store."""
+
+    shard: Member
+    makers: list[Member]
+    """Whose work it is."""
+    since: float
+
+
 class Overlapped:
     """All members busy, as far as the ratio of samples to inserts lets them."""
 
@@ -42,7 +53,7 @@ class Overlapped:
         other is learned from."""
         self._calls = job.rollout.calls
         self._playing: dict[Any, _Play] = {}  # by the report
-        self._storing: dict[Any, tuple[Member, list[Member]]] = {}  # the shard, and whose work it stores
+        self._storing: dict[Any, _Storing] = {}
         self._learning: deque[Flight] = deque()
         self._judging: tuple[Any, int, Member] | None = None
         self._random_play: Any = None
@@ -145,11 +156,12 @@ class Overlapped:
         for future in [future for future in self._storing if future in done]:
             if future not in self._storing:
                 continue  # its shard was found dead a moment ago
-            shard, makers = self._storing.pop(future)
+            stored = self._storing.pop(future)
+            shard = stored.shard
             try:
                 stand = session.get(future, shard)
             except MemberLost as lost:
-                self._mend(shard, lost, makers)
+                self._mend(shard, lost, stored.makers)
             else:
                 if session.shards[shard.index] == shard:  # and not of one that was replaced since
                     session.hear(shard.index, stand)
@@ -177,11 +189,12 @@ class Overlapped:
             return
         session.account(report)
         for shard, part in zip(session.shards, play.steps, strict=True):
-            self._storing[session.crew.ask(shard, "insert", part, play.lanes)] = shard, [play.member]
+            stand = session.crew.ask(shard, "insert", part, play.lanes)
+            self._storing[stand] = _Storing(shard, [play.member], time.monotonic())
 
     def _land(self, flight: Flight) -> None:
         for shard, stand in self.session.land(flight):
-            self._storing[stand] = shard, flight.learners
+            self._storing[stand] = _Storing(shard, flight.learners, time.monotonic())
 
     def _take_evaluations(self, done: set[Any]) -> None:
         session = self.session
@@ -201,8 +214,20 @@ class Overlapped:
                 self._judging = session.ask_judge()
 
     def _look_for_hanging(self) -> None:
-        """A rollout whose environment hangs so that not even its watchdog runs never reports."""
-        limit = self.session.rollout_seconds
+        """A rollout whose environment hangs so that not even its watchdog runs never reports. A shard or learner that
+        hangs ends the run: another in its place would do the same.
+
+        Raises:
+            RunError: a shard or learner hangs, or too many rollouts were lost.
+        """
+        late, overdue = time.monotonic() - ANSWER_SECONDS, f"no answer within {ANSWER_SECONDS:,.0f} s"
+        for stored in self._storing.values():
+            if stored.since < late:
+                raise RunError(f"{stored.shard} failed: {overdue}")
+        for flight in self._learning:
+            if flight.since < late:
+                raise RunError(f"{flight.learners[0]}, or a shard that samples for it, failed: {overdue}")
+        limit = self.session.rollout_seconds + ANSWER_SECONDS  # it may have to wait for weights
         for future, play in list(self._playing.items()):
             if time.monotonic() - play.since > limit:
                 del self._playing[future]
@@ -216,7 +241,7 @@ class Overlapped:
         roles = {member.role for member in gone}
         for future in [f for f, play in self._playing.items() if play.member in gone]:
             del self._playing[future]
-        for future in [f for f, (shard, _) in self._storing.items() if shard in gone]:
+        for future in [f for f, stored in self._storing.items() if stored.shard in gone]:
             del self._storing[future]
         if roles & {"shard", "learner"}:
             self._recover()

@@ -22,11 +22,9 @@ _GRACE_SECONDS = 1.0
 class _Post:
     """Holds one member's object."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
+    def __init__(self, make: Callable[[], Any], threads: int) -> None:
         import torch
 
-        assigned: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
-        threads = max(1, int(assigned.get("CPU", 1)))
         torch.set_num_threads(threads)
         self._object = make()
 
@@ -56,7 +54,7 @@ class RayCrew:
             num_gpus=resources.gpus,
             max_restarts=0,
         )
-        actor = post.remote(make)
+        actor = post.remote(make, resources.threads)
         self._actors[member.role, member.index], self._lives[member.role, member.index] = actor, actor.live.remote()
 
     def ask(self, member: Member, method: str, *arguments: Any, returns: int = 1) -> Any:

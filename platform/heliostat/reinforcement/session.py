@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from heliostat.training.run_folder import RunFolder
     from heliostat.training.runtime import Runtime
 
-_ANSWER_SECONDS = 600.0
+ANSWER_SECONDS = 600.0
 """How long shards, learners and judges may take to answer; rollouts are bounded by their environments' own limit."""
 _START_SECONDS = 120.0
 """Time for an actor to start."""
@@ -55,6 +55,8 @@ class Flight:
     """Of each learner."""
     feedback: list[list[Any]]
     """Of each learner, for each shard."""
+    since: float
+    """When they were asked for."""
 
 
 class Session:
@@ -230,7 +232,7 @@ class Session:
         """
         if owner.role == "evaluator":  # a game may be long; its environments have a limit of their own
             return self.crew.get(future)
-        return self.crew.get(future, self.rollout_seconds if owner.role == "rollout" else _ANSWER_SECONDS)
+        return self.crew.get(future, self.rollout_seconds if owner.role == "rollout" else ANSWER_SECONDS)
 
     @property
     def rollout_seconds(self) -> float:
@@ -400,7 +402,7 @@ class Session:
             feedback.append(rest)
         self.issued += count
         self.limiter.sampled(count * batch)
-        return Flight(first, count, list(self.learners), list(self.shards), reports, feedback)
+        return Flight(first, count, list(self.learners), list(self.shards), reports, feedback, time.monotonic())
 
     def land(self, flight: Flight) -> list[tuple[Member, Any]]:
         """Take in what learners report of updates that are done, and tell shards the new priorities; the shards with
@@ -475,7 +477,7 @@ class Session:
         began = time.perf_counter()
         asked = self._ask_all_shards("snapshot", self.played, wait) if self.job.checkpoint.replay else []
         learner = self.get(self.crew.ask(self.learners[0], "state"), self.learners[0])
-        held = [self.get(future, shard) for future, shard in zip(asked, self.shards, strict=bool(asked))]
+        held = [self.crew.get(future) for future in asked]  # a large memory may take its time to be written
         lives = max(member.life for crew in (self.rollouts, self.shards, self.learners) for member in crew)
         state = {
             "learner": learner,

@@ -82,6 +82,7 @@ class ReplayShard:
         )
         self._snapshots = ReplaySnapshots(storage, f"replay/shard-{index}", keep=max(2, job.checkpoint.keep))
         self._writing: threading.Thread | None = None
+        self._snapshot_step = -1
         self._snapshot_error: str | None = None
         self._ignored = 0
 
@@ -127,16 +128,22 @@ class ReplayShard:
     def snapshot(self, step: int, wait: bool) -> float:
         """Save the memory as it is now; returns the seconds for which the shard did nothing else.
 
-        What changed since the last snapshot is copied here, and written by a thread.
+        What changed since the last snapshot is copied here, and written by a thread. Where that takes longer than from
+        one snapshot to the next, one is left out, and said to be: the run does not wait for its storage.
 
         Args:
             step: steps played in the run.
             wait: until it is written.
         """
         began = time.perf_counter()
-        if self._writing is not None:
+        if self._writing is not None and self._writing.is_alive():
+            if not wait and step == self._snapshot_step:
+                return 0.0
+            if not wait:
+                self._snapshot_error = f"it was not saved at step {step}: what was saved before is still being written"
+                return 0.0
             self._writing.join()  # two at a time would write the same blocks
-        pending = self._snapshots.begin(self.buffer, step)
+        pending, self._snapshot_step = self._snapshots.begin(self.buffer, step), step
 
         def write() -> None:
             try:

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import psutil
 
+from heliostat.config.job import Tracking
 from heliostat.config.loading import AnyJob, dump
 from heliostat.errors import InputError, Problem, RunError
 from heliostat.tracking.figures import draw_results
@@ -27,6 +28,7 @@ from heliostat.training.environment import describe
 from heliostat.training.monitor import EndStatus, Monitor, Outcome, Snapshot
 from heliostat.training.run_folder import RunFolder
 
+Tracked = TypeVar("Tracked", bound=Tracking)
 _logger = logging.getLogger("heliostat.training")
 _PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 _FLUSH_SECONDS = 30.0
@@ -160,6 +162,14 @@ def secrets_in(job: AnyJob) -> list[Problem]:
         for key, value in flatten(job.resolved()).items()
         if isinstance(value, str) and _PASSWORD.search(value)
     ]
+
+
+def settled_tracking(tracking: Tracked) -> Tracked:
+    """With an address that means the same on every machine: Ray's workers run in other folders."""
+    uri = resolve_uri(tracking.uri)
+    # A server that the environment names stays there: its address may hold a password.
+    keep = uri.startswith("sqlite:") or tracking.uri is not None
+    return tracking.model_copy(update={"uri": uri if keep else None})
 
 
 def check_tracking(job: AnyJob) -> list[Problem]:

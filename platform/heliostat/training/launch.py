@@ -15,8 +15,7 @@ import torch
 from heliostat.config.job import Job
 from heliostat.config.registry import ALGORITHMS
 from heliostat.data.samples import Samples, fraction_of
-from heliostat.errors import InputError, Problem
-from heliostat.tracking.location import resolve_uri
+from heliostat.errors import InputError, Problem, require
 from heliostat.tracking.tracker import Tracker
 from heliostat.training.conduct import (
     POLL_SECONDS,
@@ -28,6 +27,7 @@ from heliostat.training.conduct import (
     conduct,
     in_this_process,
     secrets_in,
+    settled_tracking,
     stop_signals,
 )
 from heliostat.training.datasets import Datasets, check_against_data, check_alike
@@ -92,12 +92,6 @@ def device(job: Job) -> torch.device:
     return torch.device("cuda" if job.resources.gpus_per_worker and torch.cuda.is_available() else "cpu")
 
 
-def require(problems: list[Problem]) -> None:
-    """Raise all problems at once, if there are any."""
-    if problems:
-        raise InputError(problems)
-
-
 def resolved(job: Job) -> Job:
     """The job with paths and addresses that mean the same on every machine: Ray's workers run in other folders."""
     data = job.data.model_copy(
@@ -106,12 +100,8 @@ def resolved(job: Job) -> Job:
             "test": job.data.test.resolved() if job.data.test is not None else None,
         }
     )
-    uri = resolve_uri(job.tracking.uri)
-    # A server that the environment names stays there: its address may hold a password.
-    keep = uri.startswith("sqlite:") or job.tracking.uri is not None
-    tracking = job.tracking.model_copy(update={"uri": uri if keep else None})
     begin = find_origin(job.begin, job.output).pinned() if job.begin is not None else None
-    return job.model_copy(update={"data": data, "tracking": tracking, "begin": begin})
+    return job.model_copy(update={"data": data, "tracking": settled_tracking(job.tracking), "begin": begin})
 
 
 def load(job: Job) -> Datasets:

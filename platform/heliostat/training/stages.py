@@ -15,7 +15,7 @@ import yaml
 
 from heliostat.config.job import Begin, Job
 from heliostat.config.loading import Stage, dump, parse
-from heliostat.errors import InputError, Problem
+from heliostat.errors import InputError, Problem, require
 from heliostat.training import launch
 from heliostat.training.conduct import Finished, Watcher
 from heliostat.training.origin import take_over
@@ -54,7 +54,7 @@ class Chain:
         for stage in stages:
             found = launch.check(stage.job, follows=stage.follows is not None)
             problems += [Problem(f"stage {stage.name}: {problem.what}", problem.where) for problem in found]
-        launch.require(list(dict.fromkeys(problems)))
+        require(list(dict.fromkeys(problems)))
         stages = [resolved(stage) for stage in stages]
         check_data(stages)
         first = stages[0].job
@@ -132,4 +132,4 @@ def check_data(stages: Sequence[Stage]) -> None:
             built[stage.name] = (stage.job, algorithm)
         except InputError as error:
             problems += [Problem(f"stage {stage.name}: {problem.what}", problem.where) for problem in error.problems]
-    launch.require(problems)
+    require(problems)
