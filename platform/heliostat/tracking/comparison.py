@@ -94,7 +94,7 @@ def main_metrics(comparison: Comparison, limit: int = 6) -> list[str]:
     runs = comparison.runs
     names = (row.name for row in comparison.metrics)
     curves = [name for name in names if any(len(run.histories.get(name, ())) > 1 for run in runs)]
-    return sorted(curves, key=_rank)[:limit]
+    return sorted(curves, key=rank)[:limit]
 
 
 def main_metric(comparison: Comparison, given: str | None = None) -> MetricRow | None:
@@ -109,7 +109,7 @@ def main_metric(comparison: Comparison, given: str | None = None) -> MetricRow |
         if given not in rows:
             raise InputError(Problem(f"No run has a metric '{given}'.{hint(given, set(rows))}", "--metric"))
         return rows[given]
-    judged = sorted((name for name, row in rows.items() if row.direction is not None), key=_rank)
+    judged = sorted((name for name, row in rows.items() if row.direction is not None), key=rank)
     return rows[judged[0]] if judged else None
 
 
@@ -128,8 +128,8 @@ def ranking(comparison: Comparison, row: MetricRow | None) -> list[int]:
     return sorted(indices, key=key)
 
 
-def _rank(name: str) -> tuple[int, int, list[tuple[int, str]]]:
-    """Evaluations before losses before the rest; among evaluations returns and accuracies first."""
+def rank(name: str) -> tuple[int, int, list[tuple[int, str]]]:
+    """Orders metrics: evaluations before losses before the rest; among evaluations returns and accuracies first."""
     kind = 0 if name.startswith("eval/") else 1 if name.endswith("loss") else 2
     measure = name.rpartition("/")[2]
     first = 0 if measure == "return" else 1 if measure.endswith(("top1", "accuracy")) else 2

@@ -1,4 +1,4 @@
-"""Conditions on runs as people write them: ``optimization.batch_size=256``, ``eval/knn_top1>0.9``, ``name=simclr-*``."""
+"""Conditions on runs as people write them: ``optimization.batch_size=256``, ``eval/knn_top1>0.9``."""
 
 from __future__ import annotations
 

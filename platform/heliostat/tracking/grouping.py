@@ -119,7 +119,7 @@ def _counted(members: Sequence[RunRecord]) -> Group:
         seeds = ", ".join(dict.fromkeys(run.parameters[SEED] for run in repeated))
         notes.append(f"the latest run of each seed counts; not: {_names(repeated)} (seed {seeds} again)")
     counted = sorted(latest.values(), key=lambda run: _number(run.parameters.get(SEED, "")))
-    return Group(counted[0].name, tuple(counted), tuple([*left_out, *repeated]), tuple(notes))
+    return Group(counted[0].name, tuple(counted), (*left_out, *repeated), tuple(notes))
 
 
 def _finished(members: Sequence[RunRecord]) -> tuple[list[RunRecord], list[RunRecord], list[str]]:

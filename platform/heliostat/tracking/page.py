@@ -162,8 +162,8 @@ def _sweep(sweep: Sweep) -> str:
     else:
         worth = "" if found.explained > 0.3 else " That is little: do not read the bars."
         caption = (
-            "Share of the variance that a random forest stops explaining when a parameter is shuffled, on settings that "
-            f"it was not fitted to. It explains {max(0.0, found.explained):.0%} of the variance of "
+            "Share of the variance that a random forest stops explaining when a parameter is shuffled, on settings "
+            f"that it was not fitted to. It explains {max(0.0, found.explained):.0%} of the variance of "
             f"{found.settings} settings.{worth} Only the ranges that were searched count."
         )
         body += (
@@ -217,7 +217,10 @@ def _costs(comparison: Comparison, order: Sequence[int], styles: Sequence[str]) 
         for index in order
     )
     table = f'<table class="rows"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<section><details><summary><h2>Cost</h2><span>{note}</span></summary><div class="wide">{table}</div></details></section>'
+    return (
+        f"<section><details><summary><h2>Cost</h2><span>{note}</span></summary>"
+        f'<div class="wide">{table}</div></details></section>'
+    )
 
 
 def _figures(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from heliostat.tracking.comparison import Comparison, MetricRow
+from heliostat.tracking.comparison import Comparison, MetricRow, rank
 from heliostat.tracking.metrics import Cell, number
 
 _METRICS_AT_ONCE = 6
@@ -37,7 +37,7 @@ def wide_tables(
 ) -> str:
     """Groups as rows, with the parameters that differ; the main metric first, a few metrics at a time."""
     doubtful = _doubtful(rows)
-    ordered = sorted(rows, key=lambda row: row.name != main)
+    ordered = sorted(rows, key=lambda row: (row.name != main, rank(row.name)))
     tables = []
     for first in range(0, len(ordered), _METRICS_AT_ONCE):
         part = ordered[first : first + _METRICS_AT_ONCE]

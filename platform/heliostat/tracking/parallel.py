@@ -47,7 +47,10 @@ def parallel_coordinates(sweep: Sweep) -> str:
         return down - place * (down - _TOP)
 
     title = f"parameters of {len(kept)} settings and their {sweep.metric}"
-    parts = [f'<svg viewBox="0 0 {width} {_HEIGHT}" role="img" aria-label="{escape(title)}" class="parallel">']
+    parts = [
+        f'<svg viewBox="0 0 {width} {_HEIGHT}" role="img" aria-label="{escape(title)}" class="parallel" '
+        f'style="max-width:{round(1.15 * width)}px">'
+    ]
     worst_first = sorted(range(len(kept)), key=lambda index: results[index], reverse=sweep.direction == "lower")
     for place, index in enumerate(worst_first):
         goodness = place / max(1, len(kept) - 1)

@@ -19,8 +19,9 @@ GAME = "environment.game"
 _METRICS = ("eval/return", "rollout/return")
 """Judged episodes before those that were learned from."""
 NOTE = (
-    "Interquartile mean of the returns, one per seed, with its 95 % interval by the stratified bootstrap (2,000 draws); "
-    "of fewer than about ten seeds that interval is too narrow. Human-normalised: 0 is random play, 1 a human tester."
+    "Interquartile mean of the returns, one per seed, with its 95 % interval by the stratified bootstrap (2,000 "
+    "draws); of fewer than about ten seeds that interval is too narrow. "
+    "Human-normalised: 0 is random play, 1 a human tester."
 )
 
 
