@@ -76,7 +76,7 @@ def test_groups_by_parameter_and_its_wrong_name() -> None:
     ]
     small, large = group_by(runs, ["optimization.batch_size"])
     assert (small.label, len(small.runs), large.label) == ("batch_size=64", 2, "batch_size=128")
-    with pytest.raises(InputError, match="Did you mean 'optimization.batch_size'"):
+    with pytest.raises(InputError, match=r"Did you mean 'optimization\.batch_size'"):
         group_by(runs, ["optimization.batchsize"])
 
 
