@@ -39,8 +39,10 @@ def wide_tables(
     doubtful = _doubtful(rows)
     ordered = sorted(rows, key=lambda row: (row.name != main, rank(row.name)))
     tables = []
-    for first in range(0, len(ordered), _METRICS_AT_ONCE):
-        part = ordered[first : first + _METRICS_AT_ONCE]
+    beside = max(2, _METRICS_AT_ONCE - len(comparison.parameters[:_MOST_PARAMETERS]))
+    starts = [0, *range(beside, len(ordered), _METRICS_AT_ONCE)]
+    for first, last in zip(starts, [*starts[1:], len(ordered)], strict=True):
+        part = ordered[first:last]
         parameters = comparison.parameters[:_MOST_PARAMETERS] if first == 0 else ()
         head = "".join(
             f'<th scope="col">{title}</th>'

@@ -66,15 +66,15 @@ def parallel_coordinates(sweep: Sweep) -> str:
         parts.append(f'<line class="axis-line" x1="{x(position)}" x2="{x(position)}" y1="{_TOP}" y2="{down}"/>')
         lines = _wrapped(axis.title)
         for row, line in enumerate(lines):
-            height = _TOP - 14 - 13 * (len(lines) - 1 - row)
+            above = _TOP - 14 - 13 * (len(lines) - 1 - row)
             parts.append(
-                f'<text class="title" x="{x(position)}" y="{height}" text-anchor="middle">{escape(line)}</text>'
+                f'<text class="title" x="{x(position)}" y="{above}" text-anchor="middle">{escape(line)}</text>'
             )
         last = position == len(axes) - 1
-        for place, text in axis.marks:
+        for mark, text in axis.marks:
             anchor, shift = ("start", 7) if last else ("end", -7)
             parts.append(
-                f'<text class="halo" x="{x(position) + shift}" y="{y(place) + 4:.1f}" '
+                f'<text class="halo" x="{x(position) + shift}" y="{y(mark) + 4:.1f}" '
                 f'text-anchor="{anchor}">{escape(text)}</text>'
             )
     sign = "higher" if sweep.direction == "higher" else "lower"
@@ -131,8 +131,9 @@ def _numeric(name: str, numbers: Sequence[float | None], found: Sequence[float],
     missing = any(value is None for value in numbers)
     floor = 0.12 if missing else 0.0
     if logarithmic:
-        low, high = math.floor(math.log10(min(found))), math.ceil(math.log10(max(found)))
-        scale = [10.0**power for power in range(low, high + 1)]
+        powers = range(math.floor(math.log10(min(found))), math.ceil(math.log10(max(found))) + 1)
+        scale = [10.0**power for power in powers]
+        low, high = float(powers[0]), float(powers[-1])
         scaled = [None if value is None else math.log10(value) for value in numbers]
     else:
         scale = ticks(min(found), max(found), 4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -115,12 +114,14 @@ def _reference(run: RunRecord) -> ReferenceScores | None:
     return ATARI_SCORES.get(run.parameters.get(GAME, ""))
 
 
-def _middle(scores: Sequence[float] | Sequence[Sequence[float]]) -> Estimate | None:
+def _middle(scores: Sequence[float] | list[list[float]]) -> Estimate | None:
     """The interquartile mean of (R,) or (R, G) scores; None where there are fewer than two runs or one is not
     finite."""
-    flat = [value for row in scores for value in (row if isinstance(row, list) else [row])]
-    if len(scores) < 2 or not all(map(math.isfinite, flat)):
+    import numpy as np
+
+    table = np.asarray(scores, np.float64)
+    if len(table) < 2 or not np.isfinite(table).all():
         return None
     from heliostat_algorithms.evaluation.returns import bootstrap
 
-    return bootstrap(list(scores))
+    return bootstrap(table)
