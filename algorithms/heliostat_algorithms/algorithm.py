@@ -6,6 +6,9 @@ An algorithm is a ``torch.nn.Module`` with four more duties: turn stored samples
 workers, precision, optimiser, clock, checkpoints. In each step it calls, in this order,
 
     before_step - prepare - forward - (backward) - after_backward - (clip, update) - after_step
+
+A step may have several players with losses of their own, as a GAN's has. Then all between ``before_step`` and
+``after_step`` is done once for each of the step's ``turns``, and in each turn only the parameters of its player move.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from heliostat_algorithms.encoder import Encoder
@@ -28,8 +32,8 @@ looks for a collapse gives a training some time."""
 
 Batch: TypeAlias = Mapping[str, Tensor]
 """This worker's rows of a global batch. Images: ``image`` (B, C, H, W) uint8; clips, for algorithms with ``video``:
-``video`` (B, T, C, H, W) uint8; ``label`` (B,) int64 where the data has labels; ``index`` (B,) int64, the sample's
-position in the data set."""
+``video`` (B, T, C, H, W) uint8; points, for algorithms with ``points``: ``point`` (B, D) float32; ``label`` (B,) int64
+where the data has labels; ``index`` (B,) int64, the sample's position in the data set."""
 
 Inputs: TypeAlias = Mapping[str, Tensor]
 """What ``prepare`` makes of a batch: views, masks, noise; on the training device, but for what decides how much is
@@ -50,6 +54,18 @@ class DataSpec:
     """How many classes; None where the data has no labels."""
     frames: int | None = None
     """T, the frames of a clip; None for images."""
+    points: bool = False
+    """Whether samples are points (D,) of real numbers, and no pictures; ``image_shape`` is (1, 1, D) then."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One update within a step."""
+
+    player: str = ""
+    """Whose parameters move; the others are held still. Empty where a step has one player."""
+    minibatch: int = 0
+    """Which of the step's minibatches it sees, from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +77,10 @@ class Clock:
     total_steps: int
     steps_per_epoch: int
     batch_size: int
-    """Samples in one step over all workers."""
+    """Samples in one minibatch over all workers; of these a step has one, unless ``Algorithm.minibatches`` says
+    otherwise."""
+    turn: Turn = Turn()
+    """Whose update is being made."""
 
     @property
     def epoch(self) -> float:
@@ -97,6 +116,8 @@ class ParameterGroup:
     """Whether weight decay and, for LARS, layer-wise adaptation apply."""
     learning_rate_scale: float = 1.0
     """Factor on the learning rate: layer-wise decay, slower patch embeddings."""
+    player: str = ""
+    """In whose turns these parameters move; see ``Algorithm.turns``."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,57 @@ class Panels:
     titles: tuple[str, ...]
     images: Tensor
     """(N, columns, C, H, W) in [0, 1]."""
+
+    @staticmethod
+    def grid(images: Tensor, columns: int = 8) -> Panels:
+        """Pictures (N, C, H, W) that have no order, as rows without titles; white ones fill the last row."""
+        columns = min(columns, len(images))
+        missing = -len(images) % columns
+        filled = torch.cat([images, images.new_ones(missing, *images.shape[1:])])
+        return Panels(("",) * columns, filled.unflatten(0, (-1, columns)))
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Moving pictures, for people."""
+
+    videos: Tensor
+    """(N, T, C, H, W) in [0, 1]."""
+    frames_per_second: float = 8.0
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Points in the plane, for people."""
+
+    points: Tensor
+    """(N, 2): what was made."""
+    truth: Tensor
+    """(M, 2): samples of the data, to compare with."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Written by the method, one for each sample."""
+
+    texts: tuple[str, ...]
+
+
+Sampled: TypeAlias = Panels | Clips | Scatter | Texts
+"""What a generative method can make."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is asked of a generative method."""
+
+    count: int
+    """How many samples; of pictures that go from one sample to another, how many rows."""
+    given: Batch
+    """Some stored samples, ``count`` where the data has so many, for what is made from samples: completions,
+    reconstructions."""
+    prompts: tuple[str, ...] = ()
+    """Beginnings of texts, for methods that continue them."""
 
 
 class Algorithm(nn.Module, ABC):
@@ -121,6 +193,8 @@ class Algorithm(nn.Module, ABC):
     video: ClassVar[bool] = False
     """Whether the clips of video data come whole. Other algorithms are given one random frame of each clip as an image,
     and judged by the mean of their features of all frames."""
+    points: ClassVar[bool] = False
+    """Whether points can take the place of images."""
 
     def __init__(self, config: Any, data: DataSpec) -> None:
         super().__init__()
@@ -129,6 +203,12 @@ class Algorithm(nn.Module, ABC):
     def is_separable(cls, config: Any) -> bool:
         """``separable`` for this config; differs where an option makes the loss compare samples."""
         return cls.separable
+
+    @classmethod
+    def turns(cls, config: Any) -> tuple[Turn, ...]:
+        """The updates of one step, in order; several where there are several players, or one has several updates. What
+        ``prepare`` draws in one turn is independent of what it draws in another."""
+        return (Turn(),)
 
     def check(self, batch_size: int) -> None:
         """Whether this algorithm can train with a global batch of this size; called before anything is started.
@@ -203,6 +283,15 @@ class Algorithm(nn.Module, ABC):
     def pictures(self, batch: Batch, random: Random) -> Mapping[str, Panels]:
         """Pictures of what the method does with some samples, by name: reconstructions, masks. Called in evaluation
         mode, without gradient."""
+        return {}
+
+    def sample(self, wish: Wish, random: Random) -> Mapping[str, Sampled]:
+        """What the method can make, by name: samples, completions, walks through its latent space. Empty for methods
+        that are not generative. Called in evaluation mode, without gradient, with ``count`` rows of random draws.
+
+        Raises:
+            ValueError: it cannot be made; says what would be right.
+        """
         return {}
 
     def begin_from(self, other: Algorithm) -> None:

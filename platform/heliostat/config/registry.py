@@ -10,6 +10,8 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from heliostat_algorithms.algorithm import Algorithm, OneOf
+from heliostat_algorithms.generative.gan import GAN
+from heliostat_algorithms.generative.vae import VAE
 from heliostat_algorithms.reinforcement.dqn import DQN
 from heliostat_algorithms.representation.dino import DINO
 from heliostat_algorithms.representation.dinov2 import DINOv2
@@ -36,6 +38,8 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "ijepa": IJEPA,
     "vjepa": VJEPA,
     "vit": ViTClassifier,
+    "vae": VAE,
+    "gan": GAN,
 }
 """The name in a job file (``algorithm: {type: ...}``) and the class that it builds."""
 
@@ -77,7 +81,9 @@ AlgorithmConfig: TypeAlias = Annotated[
     | MAE.Config
     | IJEPA.Config
     | VJEPA.Config
-    | ViTClassifier.Config,
+    | ViTClassifier.Config
+    | VAE.Config
+    | GAN.Config,
     OneOf(),
 ]
 """Any algorithm's config, told apart by ``type``."""

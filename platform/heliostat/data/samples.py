@@ -6,7 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,14 +36,14 @@ class Selection:
     """Pictures that together are the samples of a batch."""
 
     name: str
-    """What a batch calls them: ``image``, or ``video`` for clips."""
+    """What a batch calls them: ``image``, ``video`` for clips, or ``point``."""
     rows: npt.NDArray[np.int64]
     """(B,), or (B, T) for clips: positions in ``Samples.pictures``."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Samples(ABC):
-    """A data set of images or of videos, decoded.
+    """A data set of images, of videos or of points, decoded.
 
     Raises:
         InputError: there is no sample, or a label is outside the classes.
@@ -77,8 +77,8 @@ class Samples(ABC):
 
     @property
     @abstractmethod
-    def pictures(self) -> npt.NDArray[np.uint8]:
-        """(P, C, H, W): all that is stored, contiguous; may be read-only."""
+    def pictures(self) -> npt.NDArray[Any]:
+        """(P, C, H, W) uint8, or points (N, D) float32: all that is stored, contiguous; may be read-only."""
 
     @abstractmethod
     def __len__(self) -> int:

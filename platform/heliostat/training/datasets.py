@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from heliostat.config.job import Job
+from heliostat.config.registry import ALGORITHMS
 from heliostat.data.loader import Loader
 from heliostat.data.samples import Samples
 from heliostat.errors import InputError, Problem
@@ -29,10 +30,19 @@ def check_alike(data: Datasets) -> list[Problem]:
     if train.image_shape != test.image_shape:
         shapes = f"{train.image_shape} and {test.image_shape}"
         problems.append(Problem(f"train and test images differ in (channels, height, width): {shapes}", "data.test"))
+    if train.points != test.points:
+        kinds = " and ".join("points" if s.points else "images" for s in (train, test))
+        problems.append(Problem(f"train and test differ in their samples: {kinds}", "data.test"))
     if train.frames != test.frames:
         kinds = " and ".join("images" if s.frames is None else f"clips of {s.frames} frames" for s in (train, test))
         problems.append(Problem(f"train and test differ in their samples: {kinds}", "data.test"))
     return problems
+
+
+def minibatches(job: Job) -> int:
+    """How many minibatches one step of the job's algorithm takes."""
+    turns = ALGORITHMS[job.algorithm.type].turns(job.algorithm)
+    return 1 + max(turn.minibatch for turn in turns)
 
 
 def total_steps(job: Job, steps_per_epoch: int) -> int:
@@ -55,6 +65,7 @@ def check_against_data(job: Job, data: Datasets) -> None:
             rank=0,
             world_size=workers,
             device=torch.device("cpu"),
+            minibatches=minibatches(job),
         )
     problem = job.optimization.schedule.check(total_steps(job, loader.steps_per_epoch) / loader.steps_per_epoch)
     if problem:

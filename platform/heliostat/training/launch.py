@@ -121,6 +121,9 @@ def load(job: Job) -> Datasets:
     if ALGORITHMS[job.algorithm.type].video and data.train.spec().frames is None:
         what = f"{job.algorithm.type} learns from clips, and {data.train.name} holds images; take a source of videos"
         problems.append(Problem(what, "data.train"))
+    if data.train.spec().points and not ALGORITHMS[job.algorithm.type].points:
+        what = f"{job.algorithm.type} learns from images, and {data.train.name} holds points; take a source of images"
+        problems.append(Problem(what, "data.train"))
     require(problems)
     check_against_data(job, data)
     check_algorithm(job, data)

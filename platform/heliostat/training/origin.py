@@ -65,7 +65,12 @@ def begin_from(state: TrainingState, origin: Origin, device: torch.device | str)
     store = origin.folder.checkpoints()
     saved = store.load(origin.step, device)
     about = store.manifest(origin.step)["data"]
-    other_data = DataSpec(image_shape=tuple(about["image_shape"]), classes=about["classes"], frames=about.get("frames"))
+    other_data = DataSpec(
+        image_shape=tuple(about["image_shape"]),
+        classes=about["classes"],
+        frames=about.get("frames"),
+        points=about.get("points", False),
+    )
     other_job = origin.folder.job()
     other = build_algorithm(other_job, other_data).to(device)
     check_architecture(other.state_dict(), saved["algorithm"], origin.uri)
