@@ -143,6 +143,15 @@ algorithm: {{type: vae, network: {{type: conv, channels: [4, 8], batch_norm: tru
              likelihood: {{type: gaussian, scale: learned}}}}
 {ADAM}
 """,
+    "cvae": f"""
+algorithm: {{type: cvae, hidden: [16], latent: 4}}
+{ADAM}
+""",
+    "cvae-hybrid": f"""
+algorithm: {{type: cvae, visible: 2, hidden: [16], latent: 4, hybrid: 0.5, draws: 2, baseline_guess: false,
+             likelihood: {{type: gaussian}}}}
+{ADAM}
+""",
     "gan": f"""
 algorithm: {{type: gan, generator: {{type: mlp, hidden: [16], activation: relu}}, noise_dim: 4, discriminator_steps: 2,
              discriminator: {{type: mlp, hidden: [16], activation: leaky-relu}}, discriminator_rate: 0.5}}

@@ -1,5 +1,5 @@
-"""How good a representation is: evaluators on frozen features, on frozen tokens, and of the network itself. And how good
-a generative method is: at finding samples likely, and at making them.
+"""How good a representation is: evaluators on frozen features, on frozen tokens, and of the network itself; and how
+good a generative method is: at finding samples likely, and at making them.
 
 Each evaluator is a config and its method in one; ``EvaluatorConfig`` is the union that a job file's ``evaluation``
 lists.

@@ -10,6 +10,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from heliostat_algorithms.algorithm import Algorithm, OneOf
+from heliostat_algorithms.generative.cvae import CVAE
 from heliostat_algorithms.generative.gan import GAN
 from heliostat_algorithms.generative.vae import VAE
 from heliostat_algorithms.reinforcement.dqn import DQN
@@ -39,6 +40,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "vjepa": VJEPA,
     "vit": ViTClassifier,
     "vae": VAE,
+    "cvae": CVAE,
     "gan": GAN,
 }
 """The name in a job file (``algorithm: {type: ...}``) and the class that it builds."""
@@ -83,6 +85,7 @@ AlgorithmConfig: TypeAlias = Annotated[
     | VJEPA.Config
     | ViTClassifier.Config
     | VAE.Config
+    | CVAE.Config
     | GAN.Config,
     OneOf(),
 ]
