@@ -174,8 +174,7 @@ class Wish:
     count: int
     """How many samples; of pictures that go from one sample to another, how many rows."""
     given: Batch
-    """Some stored samples, ``count`` where the data has so many, for what is made from samples: completions,
-    reconstructions."""
+    """Some stored samples, ``count`` at least where the data has so many, to complete or to compare with."""
     prompts: tuple[str, ...] = ()
     """Beginnings of texts, for methods that continue them."""
 

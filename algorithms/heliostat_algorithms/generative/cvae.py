@@ -244,7 +244,7 @@ class CVAE(Algorithm):
 
     def sample(self, wish: Wish, random: Random) -> Mapping[str, Sampled]:
         """Completions of the given pictures."""
-        return self.pictures(wish.given, random)
+        return self.pictures({name: values[: wish.count] for name, values in wish.given.items()}, random)
 
     def _joined(self, x: Tensor, y: Tensor) -> Tensor:
         """(B, X + Y): the values in their places again."""

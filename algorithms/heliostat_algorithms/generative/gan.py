@@ -37,6 +37,8 @@ from heliostat_algorithms.generative.networks import FullyConnected, NetworkConf
 from heliostat_algorithms.randomness import Random
 
 DISCRIMINATOR, GENERATOR = "discriminator", "generator"
+_POINTS = 1000
+"""So many points are made for a picture at least."""
 _WALK = 9
 """Pictures on a way through the space of noise."""
 
@@ -162,9 +164,12 @@ class GAN(Algorithm):
     def sample(self, wish: Wish, random: Random) -> Mapping[str, Sampled]:
         """``samples`` and, of pictures, ``walk``: straight ways from the noise of one to that of another. Points can be
         shown in the plane only."""
-        made = self.generate(random)
         if self.of_points:
-            return {"samples": Scatter(made, wish.given["point"])} if made.shape[1] == 2 else {}
+            if self.shape[-1] != 2:
+                return {}
+            points = self.generate(random.whole(max(wish.count, _POINTS)))
+            return {"samples": Scatter(points, wish.given["point"])}
+        made = self.generate(random)
         ways = walk(self._noise("from", random), self._noise("to", random), _WALK)
         pictures = self._shown(self.make(ways.flatten(0, 1))).unflatten(0, ways.shape[:2])
         return {"samples": Panels.grid(made), "walk": Panels(("",) * _WALK, pictures)}

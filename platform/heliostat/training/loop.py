@@ -27,7 +27,7 @@ from heliostat.training.datasets import Datasets, minibatches, total_steps
 from heliostat.training.evaluation import Evaluation
 from heliostat.training.monitor import Outcome, Progress
 from heliostat.training.origin import begin_from, find_origin
-from heliostat.training.pictures import keep_pictures
+from heliostat.training.pictures import keep_pictures, keep_samples
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import Runtime
 from heliostat.training.state import TrainingState
@@ -288,6 +288,8 @@ class TrainingLoop:
             return Outcome("failed", done, message)
         if not last and self.evaluation.due(done, self.loader.steps_per_epoch):
             self._evaluate(done, at_end=False)
+        if not last and self._samples_due(done):
+            self._sample(done)
         if last or stop or self._due(done):
             problem = self._save(done)
             if last and problem:
@@ -325,7 +327,21 @@ class TrainingLoop:
         checkpoint, steps_per_epoch = self.job.checkpoint, self.loader.steps_per_epoch
         by_steps = checkpoint.every_steps is not None and done % checkpoint.every_steps == 0
         by_epochs = checkpoint.every_epochs is not None and done % (checkpoint.every_epochs * steps_per_epoch) == 0
-        return by_steps or by_epochs or self.evaluation.due(done, steps_per_epoch)
+        return by_steps or by_epochs or self._samples_due(done) or self.evaluation.due(done, steps_per_epoch)
+
+    def _samples_due(self, done: int) -> bool:
+        sample = self.job.sample
+        return sample is not None and done % (sample.every_epochs * self.loader.steps_per_epoch) == 0
+
+    def _sample(self, done: int) -> None:
+        """Show what a generative method makes by now; on rank 0, the others go on."""
+        if self.job.sample is None or self.runtime.rank != 0:
+            return
+        data, count = self.evaluation.shown, self.job.sample.count
+        try:
+            keep_samples(self.state.algorithm, data, self.folder, self.runtime.device, count=count, step=done)
+        except OSError as error:  # training does not depend on it
+            self.runtime.notice(f"samples could not be written: {error}")
 
     def _agree(self, made: Progressed) -> tuple[dict[str, float], int, bool]:
         """Average the metrics over workers, and settle together whether the loss went bad or a stop was asked for."""

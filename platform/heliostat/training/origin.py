@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,13 +65,7 @@ def begin_from(state: TrainingState, origin: Origin, device: torch.device | str)
     """
     store = origin.folder.checkpoints()
     saved = store.load(origin.step, device)
-    about = store.manifest(origin.step)["data"]
-    other_data = DataSpec(
-        image_shape=tuple(about["image_shape"]),
-        classes=about["classes"],
-        frames=about.get("frames"),
-        points=about.get("points", False),
-    )
+    other_data = stored_spec(store.manifest(origin.step))
     other_job = origin.folder.job()
     other = build_algorithm(other_job, other_data).to(device)
     check_architecture(other.state_dict(), saved["algorithm"], origin.uri)
@@ -82,6 +77,17 @@ def begin_from(state: TrainingState, origin: Origin, device: torch.device | str)
             what = f"{kinds[0]} cannot go on from the state of {kinds[1]} at {origin.uri}; leave begin.optimizer out"
             raise InputError(Problem(what, "begin.optimizer"))
         _take_optimizer(state.optimizer, saved["optimizer"], origin.uri)
+
+
+def stored_spec(manifest: Mapping[str, Any]) -> DataSpec:
+    """What a checkpoint's algorithm knew of its data."""
+    about = manifest["data"]
+    return DataSpec(
+        image_shape=tuple(about["image_shape"]),
+        classes=about["classes"],
+        frames=about.get("frames"),
+        points=about.get("points", False),
+    )
 
 
 def take_over(algorithm: Algorithm, other: Algorithm, other_job: Job, where: str) -> None:
