@@ -27,7 +27,7 @@ from heliostat_algorithms.generative.likelihoods import (
     AnyLikelihood,
     Bernoulli,
     Gaussian,
-    Likelihood,
+    LikelihoodConfig,
     kl_between,
     split,
 )
@@ -60,7 +60,7 @@ class ConditionalNetworks(nn.Module):
     Args:
         x_dim, y_dim, latent: X, Y and Z.
         hidden: units of the hidden layers of each network.
-        likelihood: p(y|x, z).
+        likelihood: p(y|x, z), and that of the baseline, whose scale is its own where it is learned.
         baseline_guess: whether the prior network is shown the baseline's guess.
     """
 
@@ -71,7 +71,7 @@ class ConditionalNetworks(nn.Module):
         latent: int,
         hidden: tuple[int, ...],
         activation: Activation,
-        likelihood: Likelihood,
+        likelihood: LikelihoodConfig,
         baseline_guess: bool = True,
     ) -> None:
         super().__init__()
@@ -79,11 +79,12 @@ class ConditionalNetworks(nn.Module):
         def network(inputs: int, outputs: int) -> nn.Module:
             return nn.Sequential(*layers([inputs, *hidden, outputs], activation))
 
-        self.latent, self.likelihood, self.baseline_guess = latent, likelihood, baseline_guess
-        self.baseline = network(x_dim, likelihood.outputs * y_dim)
+        self.latent, self.baseline_guess = latent, baseline_guess
+        self.likelihood, self.baseline_likelihood = likelihood.build(), likelihood.build()
+        self.baseline = network(x_dim, self.likelihood.outputs * y_dim)
         self.prior_network = network(x_dim + (y_dim if baseline_guess else 0), 2 * latent)
         self.recognition = network(x_dim + y_dim, 2 * latent)
-        self.generation = network(x_dim + latent, likelihood.outputs * y_dim)
+        self.generation = network(x_dim + latent, self.likelihood.outputs * y_dim)
 
     def guess(self, x: Tensor) -> Tensor:
         """(B, outputs * Y): what the baseline says."""
@@ -114,7 +115,7 @@ class ConditionalNetworks(nn.Module):
         where those are wanted."""
         guess = self.guess(x)
         q, p = self.posterior(x, y), self.prior(x, guess)
-        baseline = self.likelihood.log_density(guess, y, dims=1)
+        baseline = self.baseline_likelihood.log_density(guess, y, dims=1)
         stochastic = torch.zeros_like(baseline)
         if prior_noise is not None:
             stochastic = self.log_likelihood(x, y, p.unsqueeze().sample(prior_noise)).mean(dim=1)
@@ -181,7 +182,7 @@ class CVAE(Algorithm):
             config.latent,
             config.hidden,
             config.activation,
-            config.likelihood.build(),
+            config.likelihood,
             config.baseline_guess,
         )
 
@@ -225,7 +226,7 @@ class CVAE(Algorithm):
     def baseline_log_likelihood(self, batch: Batch, random: Random) -> Tensor:
         """(B,): log p(y|x) of the baseline."""
         x, y = self._parts(batch, random)
-        return self.networks.likelihood.log_density(self.networks.guess(x), y, dims=1)
+        return self.networks.baseline_likelihood.log_density(self.networks.guess(x), y, dims=1)
 
     # What people are shown
 
