@@ -134,7 +134,7 @@ class Panels:
         columns = min(columns, len(images))
         missing = -len(images) % columns
         filled = torch.cat([images, images.new_ones(missing, *images.shape[1:])])
-        return Panels(("",) * columns, filled.unflatten(0, (-1, columns)))
+        return Panels(("",) * columns, filled.view(-1, columns, *images.shape[1:]))
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class BernoulliLikelihood(Likelihood):
         self.binarize = binarize
 
     def log_density(self, outputs: Tensor, x: Tensor, dims: int) -> Tensor:
-        outputs, x = torch.broadcast_tensors(outputs, x)
+        x = x.expand_as(outputs)
         return -F.binary_cross_entropy_with_logits(outputs, x, reduction="none").flatten(-dims).sum(dim=-1)
 
     def mean(self, outputs: Tensor, dims: int) -> Tensor:

@@ -50,7 +50,7 @@ class Recognition(Encoder):
         return self.posterior(images).mean
 
     def sequence(self, images: Tensor) -> Tensor:
-        return self(images).unsqueeze(1)
+        return self.posterior(images).mean.unsqueeze(1)
 
 
 class VAE(Algorithm):
@@ -114,7 +114,7 @@ class VAE(Algorithm):
     def decode(self, z: Tensor) -> Tensor:
         """(..., Z) -> (..., outputs * C, H, W): what the decoder says."""
         outputs: Tensor = self.decoder(z.flatten(end_dim=-2))
-        return outputs.unflatten(0, z.shape[:-1])
+        return outputs.view(*z.shape[:-1], *outputs.shape[1:])
 
     def encoder(self) -> Encoder:
         return self.recognition

@@ -127,8 +127,8 @@ def draw_points(points: npt.NDArray[np.float32], truth: npt.NDArray[np.float32],
 
     figure = Figure(figsize=(4.5, 4.5), layout="constrained", dpi=150)
     panel = figure.subplots()
-    panel.scatter(*truth.T, s=24, color=PALETTE[1], alpha=0.5, linewidths=0, label="data")
-    panel.scatter(*points.T, s=4, color=PALETTE[0], alpha=0.5, linewidths=0, label="made")
+    panel.scatter(truth[:, 0], truth[:, 1], s=24, color=PALETTE[1], alpha=0.5, linewidths=0, label="data")
+    panel.scatter(points[:, 0], points[:, 1], s=4, color=PALETTE[0], alpha=0.5, linewidths=0, label="made")
     panel.set_aspect("equal", adjustable="datalim")
     panel.legend(fontsize=8, frameon=False, loc="center")
     figure.savefig(path, format="png")

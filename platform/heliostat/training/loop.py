@@ -472,4 +472,5 @@ def _total(norms: Iterable[Tensor | None]) -> Tensor | None:
     known = [norm for norm in norms if norm is not None]
     if len(known) < 2:
         return known[0] if known else None
-    return torch.linalg.vector_norm(torch.stack(known))
+    total: Tensor = torch.linalg.vector_norm(torch.stack(known))
+    return total
