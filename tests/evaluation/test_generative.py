@@ -87,7 +87,7 @@ def test_likelihoods_are_means_over_the_samples() -> None:
     expected = float((log_mean_exp(random.normal("weights", 7).double()) - torch.arange(101)).mean())
     assert found["iwae_7"] == pytest.approx(expected)
     assert found["elbo"] == pytest.approx(float(-50 - random.uniform("elbo").double().mean()))
-    assert found["iwae_gap"] == pytest.approx(found["iwae_7"] - found["elbo"])
+    assert found["bound_gap"] == pytest.approx(found["iwae_7"] - found["elbo"])
     some = Likelihood(draws=7, samples=10).judge(Weighing(), train, test, seed=3)
     assert some["elbo"] == pytest.approx(float(-4.5 - random.uniform("elbo")[:10].double().mean()))
 

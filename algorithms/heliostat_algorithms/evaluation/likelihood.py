@@ -31,7 +31,7 @@ class Likelihood(NetworkEvaluator):
 
     Metrics, in nats for each sample: ``elbo``, the bound that a VAE trains on, and ``iwae_<k>``, the tighter one of k
     importance samples (Burda et al. 2015, arXiv 1509.00519): the expectation of log 1/k sum p(x, z) / q(z|x), which
-    rises with k towards log p(x). ``iwae_gap`` is the difference, at most KL(q(z|x) || p(z|x)) where k is large.
+    rises with k towards log p(x). ``bound_gap`` is the difference, at most KL(q(z|x) || p(z|x)) where k is large.
 
     Cost: ``draws`` passes of the decoder over the held-out samples, shared by all workers; twice in a run, for the
     untrained network.
@@ -68,7 +68,7 @@ class Likelihood(NetworkEvaluator):
             return [model.elbo(batch, random), log_mean_exp(model.log_weights(batch, self.draws, random))]
 
         elbo, iwae = _means(algorithm, test, self.samples, self.draws, seed, measured)
-        return {"elbo": elbo, f"iwae_{self.draws}": iwae, "iwae_gap": iwae - elbo}
+        return {"elbo": elbo, f"iwae_{self.draws}": iwae, "bound_gap": iwae - elbo}
 
 
 @dataclass(frozen=True, kw_only=True)

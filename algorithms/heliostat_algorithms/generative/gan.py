@@ -171,5 +171,5 @@ class GAN(Algorithm):
             return {"samples": Scatter(points, wish.given["point"])}
         made = self.generate(random)
         ways = walk(self._noise("from", random), self._noise("to", random), _WALK)
-        pictures = self._shown(self.make(ways.flatten(0, 1))).view(*ways.shape[:2], *self.shape)
+        pictures = self._shown(self.make(ways.flatten(0, 1))).reshape(*ways.shape[:2], *self.shape)
         return {"samples": Panels.grid(made), "walk": Panels(("",) * _WALK, pictures)}

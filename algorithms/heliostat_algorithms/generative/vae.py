@@ -114,7 +114,7 @@ class VAE(Algorithm):
     def decode(self, z: Tensor) -> Tensor:
         """(..., Z) -> (..., outputs * C, H, W): what the decoder says."""
         outputs: Tensor = self.decoder(z.flatten(end_dim=-2))
-        return outputs.view(*z.shape[:-1], *outputs.shape[1:])
+        return outputs.reshape(*z.shape[:-1], *outputs.shape[1:])
 
     def encoder(self) -> Encoder:
         return self.recognition
