@@ -1,4 +1,5 @@
-"""How good a representation is: evaluators on frozen features, on frozen tokens, and of the network itself.
+"""How good a representation is, or what is generated: evaluators on frozen features, on frozen tokens, and of the
+network itself.
 
 Each evaluator is a config and its method in one; ``EvaluatorConfig`` is the union that a job file's ``evaluation``
 lists.
@@ -27,12 +28,22 @@ from heliostat_algorithms.evaluation.fine_tuning import FineTuning
 from heliostat_algorithms.evaluation.knn import KNN
 from heliostat_algorithms.evaluation.linear import LinearProbe
 from heliostat_algorithms.evaluation.retrieval import Neighbours, Retrieval, neighbours
+from heliostat_algorithms.evaluation.video_motion import VideoMotion
 
 EvaluatorConfig: TypeAlias = Annotated[
-    KNN | LinearProbe | FewLabelProbe | Retrieval | AttentiveProbe | FineTuning | Classification | Collapse, OneOf()
+    KNN
+    | LinearProbe
+    | FewLabelProbe
+    | Retrieval
+    | AttentiveProbe
+    | FineTuning
+    | Classification
+    | Collapse
+    | VideoMotion,
+    OneOf(),
 ]
 """Any evaluator, told apart by ``type``: knn, linear, few-label, retrieval, attentive, fine-tune, classification,
-collapse."""
+collapse, video-motion."""
 
 __all__ = [
     "KNN",
@@ -51,6 +62,7 @@ __all__ = [
     "NetworkEvaluator",
     "Retrieval",
     "SampleSet",
+    "VideoMotion",
     "concatenate",
     "diagnose",
     "extract",

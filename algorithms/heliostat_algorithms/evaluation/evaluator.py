@@ -159,6 +159,8 @@ class Evaluator(ABC):
 
     needs_labels: ClassVar[bool]
     """Whether train and test samples must be labelled."""
+    needs_features: ClassVar[bool] = True
+    """Whether the method must have an encoder."""
 
     def __post_init__(self) -> None:
         if self.every_epochs is not None and self.every_epochs < 1:

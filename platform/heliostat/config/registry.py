@@ -10,6 +10,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from heliostat_algorithms.algorithm import Algorithm, OneOf
+from heliostat_algorithms.generative.video_diffusion import VideoDiffusion
 from heliostat_algorithms.reinforcement.dqn import DQN
 from heliostat_algorithms.representation.dino import DINO
 from heliostat_algorithms.representation.dinov2 import DINOv2
@@ -36,6 +37,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "ijepa": IJEPA,
     "vjepa": VJEPA,
     "vit": ViTClassifier,
+    "video-diffusion": VideoDiffusion,
 }
 """The name in a job file (``algorithm: {type: ...}``) and the class that it builds."""
 
@@ -77,7 +79,8 @@ AlgorithmConfig: TypeAlias = Annotated[
     | MAE.Config
     | IJEPA.Config
     | VJEPA.Config
-    | ViTClassifier.Config,
+    | ViTClassifier.Config
+    | VideoDiffusion.Config,
     OneOf(),
 ]
 """Any algorithm's config, told apart by ``type``."""

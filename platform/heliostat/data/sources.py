@@ -14,7 +14,7 @@ from heliostat.data.images import ImageData
 from heliostat.data.locations import absolute
 from heliostat.data.samples import Progress
 from heliostat.data.source import Cached, Location, Source
-from heliostat.data.video_sources import AtariClips, AtariFrames, MovingDigits, VideoFolder
+from heliostat.data.video_sources import AtariClips, AtariFrames, BouncingShapes, MovingDigits, VideoFolder
 from heliostat.errors import InputError
 
 
@@ -283,6 +283,7 @@ DataSource = Annotated[
     | AtariFrames
     | AtariClips
     | MovingDigits
+    | BouncingShapes
     | VideoFolder,
     Field(discriminator="source"),
 ]

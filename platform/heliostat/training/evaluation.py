@@ -268,12 +268,17 @@ def check_evaluators(job: Job, train: Samples) -> list[Problem]:
     """What the evaluators miss in the training data or in the algorithm, seen before training rather than after it."""
     problems = []
     labels = None if train.labels is None else torch.tensor(train.labels)
-    classifies = ALGORITHMS[job.algorithm.type].class_scores is not Algorithm.class_scores
+    method = ALGORITHMS[job.algorithm.type]
+    classifies = method.class_scores is not Algorithm.class_scores
     algorithm = None
     if any(isinstance(evaluator, NetworkEvaluator) for evaluator in job.evaluation):
         with suppress(ValueError):  # said with the algorithm's other problems
             algorithm = build_algorithm(job, train.spec())
     for index, evaluator in enumerate(job.evaluation):
+        if evaluator.needs_features and method.encoder is Algorithm.encoder:
+            what = f"{evaluator.type} judges features, and {job.algorithm.type} has no encoder that gives some"
+            problems.append(Problem(what, f"evaluation.{index}"))
+            continue
         if isinstance(evaluator, FeatureEvaluator) and evaluator.needs_scores and not classifies:
             what = f"{evaluator.type} judges class scores, and {job.algorithm.type} gives none; choose a probe"
             problems.append(Problem(what, f"evaluation.{index}"))
