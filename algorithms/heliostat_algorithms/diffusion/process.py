@@ -60,7 +60,7 @@ class CosineSchedule:
 
 def _along(values: Tensor, like: Tensor) -> Tensor:
     """With dimensions of 1 behind its own, so that it multiplies ``like``, in that dtype."""
-    return values.to(like.dtype).view(*values.shape, *[1] * (like.ndim - values.ndim))
+    return values.to(like.dtype).view((*values.shape, *[1] * (like.ndim - values.ndim)))
 
 
 def alpha_sigma(log_snr: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -60,8 +60,8 @@ class VideoMotion(NetworkEvaluator):
 
     - ``motion_speed_mean`` and ``motion_speed_std`` of generated videos, ``motion_data_speed_mean`` and
       ``motion_data_speed_std`` of all held-out ones;
-    - ``motion_speed_distance``: Wasserstein-1 between both, and ``motion_data_speed_distance``, between as many training
-      videos and the held-out ones: what chance alone does;
+    - ``motion_speed_distance``: Wasserstein-1 between both, and ``motion_data_speed_distance``, between as many
+      training videos and the held-out ones: what chance alone does;
     - ``motion_whole``: share of generated videos in which each frame holds about as much brightness as frames of the
       data do; where it is low, the tracker tracks something else than an object, and speeds mean little;
     - ``motion_guided_error``, ``motion_replaced_error``, ``motion_still_error``: root of the mean squared error, of
