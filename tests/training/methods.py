@@ -143,9 +143,10 @@ algorithm: {{type: video-diffusion, network: {U_NET}}}, images: 2, label_drop: 0
 {SHAPES}
 {ADAMW}
 """,
-    "video-diffusion-images": f"""
+    "video-diffusion-one-frame": f"""
 algorithm: {{type: video-diffusion, network: {U_NET}, conditioning: adaptive-norm}}, prediction: eps, loss: x,
              conditional: false, ema: null, sampler: {{type: ddpm, steps: 2}}}}
+{SHAPES.replace("frames: 3", "frames: 1")}
 {ADAMW}
 """,
 }
