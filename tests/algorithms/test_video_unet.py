@@ -131,7 +131,7 @@ def flat(unet: VideoUNet, z: Tensor, level: Tensor, label: Tensor) -> Tensor:
         return x if part.space is None else time(part.time, space(part.space, x))
 
     u = 2000 / math.pi * torch.atan(torch.exp(-level / 2))
-    half = unet.embedding.half
+    half = unet.embedding.frequencies
     angles = u[:, None] * torch.tensor([10_000 ** (-n / (half - 1)) for n in range(half)]).double()
     linear = [unet.embedding.mlp[0], unet.embedding.mlp[2]]
     embedding = swish(torch.cat([angles.sin(), angles.cos()], 1) @ linear[0].weight.T + linear[0].bias)

@@ -78,13 +78,15 @@ class Embedding(nn.Module):
 
     def __init__(self, width: int, classes: int | None) -> None:
         super().__init__()
-        self.half = max(2, width // 2)
-        self.mlp = nn.Sequential(nn.Linear(2 * self.half, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+        self.frequencies = max(2, width // 2)
+        self.mlp = nn.Sequential(nn.Linear(2 * self.frequencies, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
         self.label = None if classes is None else nn.Embedding(classes + 1, 4 * width)
 
     def forward(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
         u = 1000.0 * (2.0 / math.pi) * torch.atan(torch.exp(-0.5 * log_snr))
-        rates = torch.exp(-math.log(10_000.0) * torch.arange(self.half, device=u.device) / (self.half - 1))
+        rates = torch.exp(
+            -math.log(10_000.0) * torch.arange(self.frequencies, device=u.device) / (self.frequencies - 1)
+        )
         angles = u.unsqueeze(1) * rates.to(u)
         h: Tensor = self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
         return h if self.label is None else h + self.label(label)

@@ -253,7 +253,8 @@ def speeds(videos: Tensor) -> Tensor:
     count; then the length of both.
     """
     steps = centres(videos).diff(dim=1).abs()
-    return steps.quantile(0.5, dim=1).norm(dim=1)
+    speed: Tensor = steps.quantile(0.5, dim=1).norm(dim=1)
+    return speed
 
 
 def wasserstein(a: Tensor, b: Tensor) -> float:
