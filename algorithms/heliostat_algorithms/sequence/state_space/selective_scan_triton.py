@@ -1,0 +1,2 @@
+class TritonScan: pass
+def usable(u,A): return False
