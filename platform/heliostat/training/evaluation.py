@@ -16,7 +16,7 @@ from torch import Tensor
 from heliostat.config.job import Job
 from heliostat.config.registry import ALGORITHMS
 from heliostat.data.loader import Loader, sequential
-from heliostat.data.samples import Samples, fraction_of
+from heliostat.data.samples import PictureSamples, Samples, fraction_of
 from heliostat.errors import InputError, Problem, RunError
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import Runtime
@@ -39,6 +39,8 @@ from heliostat_algorithms.randomness import bits
 
 _PICTURES = 512
 """Images, or frames of clips, in one forward pass of feature extraction."""
+_TOKENS = 16384
+"""Tokens in one forward pass of an evaluator, padding counted."""
 PIXEL_LIMIT = 4096
 """Numbers per sample up to which raw pixels are a baseline: 3 x 32 x 32 is, 3 x 224 x 224 would cost more than it
 tells."""
@@ -98,7 +100,8 @@ class Evaluation:
         labelled = [
             e for e in self._evaluators if isinstance(e, FeatureEvaluator) and e.needs_labels and not e.needs_scores
         ]
-        small = self._train.data.numbers_per_sample <= PIXEL_LIMIT
+        data = self._train.data
+        small = isinstance(data, PictureSamples) and data.numbers_per_sample <= PIXEL_LIMIT
         if self._runtime.rank == 0 and labelled and self._test is not None and small:
             train, test = (_features_of_pixels(samples.data) for samples in (self._train, self._test))
             for evaluator in labelled:
@@ -191,8 +194,8 @@ class Retrieved:
 
 def _retrieved(found: Neighbours, train: Samples, test: Samples) -> Retrieved:
     def pictures(data: Samples, rows: Tensor) -> npt.NDArray[np.uint8]:
-        chosen = data.select(rows.flatten().numpy(), clips=False).rows
-        return data.pictures[chosen].reshape(*rows.shape, *data.pictures.shape[1:])
+        (chosen,) = data.select(rows.flatten().numpy(), clips=False)
+        return chosen.values[chosen.rows].reshape(*rows.shape, *chosen.values.shape[1:]).astype(np.uint8, copy=False)
 
     return Retrieved(pictures(test, found.queries), pictures(train, found.nearest), found.right.numpy())
 
@@ -225,9 +228,11 @@ class SharedSamples:
         return range(rank * len(self) // world_size, (rank + 1) * len(self) // world_size)
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
+        spec = self.data.spec()
+        length = None if spec.tokens is None else spec.tokens.length + (spec.tokens.source_length or 0)
         return sequential(
             self.data,
-            batch_size=max(1, _PICTURES // (self.data.spec().frames or 1)),
+            batch_size=max(1, _PICTURES // (spec.frames or 1) if length is None else _TOKENS // length),
             rank=self._runtime.rank,
             world_size=self._runtime.world_size,
             device=self._runtime.device,
