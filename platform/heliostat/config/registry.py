@@ -23,6 +23,7 @@ from heliostat_algorithms.representation.simclr_v2_transfer import SimCLRv2Disti
 from heliostat_algorithms.representation.vjepa import VJEPA
 from heliostat_algorithms.sequence.classifier import SequenceClassifier
 from heliostat_algorithms.sequence.language_model import LanguageModel
+from heliostat_algorithms.sequence.transformer import Transformer
 from heliostat_algorithms.supervised.vit import ViTClassifier
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
@@ -38,6 +39,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "ijepa": IJEPA,
     "vjepa": VJEPA,
     "vit": ViTClassifier,
+    "transformer": Transformer,
     "language-model": LanguageModel,
     "sequence-classifier": SequenceClassifier,
 }
@@ -82,6 +84,7 @@ AlgorithmConfig: TypeAlias = Annotated[
     | IJEPA.Config
     | VJEPA.Config
     | ViTClassifier.Config
+    | Transformer.Config
     | LanguageModel.Config
     | SequenceClassifier.Config,
     OneOf(),

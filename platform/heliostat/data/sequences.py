@@ -303,6 +303,12 @@ class PairData(SequenceSamples):
     def _stored(self) -> dict[str, Tokens]:
         return {"sources": self.sources, "targets": self.targets}
 
+    def written(self, index: int) -> str:
+        """A target as it was written, or where it was no text, as its tokens read."""
+        if self.references:
+            return self.references[index]
+        return self.vocabulary.decode(self.targets[self.target_starts[index] : self.target_starts[index + 1]].tolist())
+
     def __len__(self) -> int:
         return len(self.source_starts) - 1
 

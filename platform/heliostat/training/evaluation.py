@@ -21,7 +21,7 @@ from heliostat.errors import InputError, Problem, RunError
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import Runtime
 from heliostat.training.state import build_algorithm
-from heliostat_algorithms.algorithm import Algorithm
+from heliostat_algorithms.algorithm import Algorithm, DataSpec
 from heliostat_algorithms.evaluation import (
     Evaluator,
     FeatureEvaluator,
@@ -95,7 +95,8 @@ class Evaluation:
     def baselines(self, algorithm: Algorithm, tell: Tell) -> dict[str, float]:
         """Metrics ``baseline/untrained/...`` of the network as initialised and ``baseline/pixels/...`` of the images,
         which those evaluators judge that need no network."""
-        found = self._judge(algorithm, self._evaluators, partial(_tell_of, tell, "untrained"))
+        judging = [e for e in self._evaluators if not isinstance(e, NetworkEvaluator) or e.judges_untrained]
+        found = self._judge(algorithm, judging, partial(_tell_of, tell, "untrained"))
         results = {f"baseline/untrained/{name}": value for name, value in found.items()}
         labelled = [
             e for e in self._evaluators if isinstance(e, FeatureEvaluator) and e.needs_labels and not e.needs_scores
@@ -219,6 +220,10 @@ class SharedSamples:
     @property
     def classes(self) -> int | None:
         return _classes(self.data)
+
+    @property
+    def spec(self) -> DataSpec:
+        return self.data.spec()
 
     def __len__(self) -> int:
         return len(self.data)
