@@ -1,1 +1,1 @@
-"""Sequence models."""
+"""Sequence models: networks of causal blocks, and the tasks that they are trained for."""

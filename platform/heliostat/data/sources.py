@@ -1,4 +1,4 @@
-"""The ``data:`` part of the job file: where images come from, and all sources as one type, told apart by ``source``."""
+"""The ``data:`` part of the job file: where samples come from; all sources as one type, told apart by ``source``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from heliostat.data.download import RemoteFile, cache_folder
 from heliostat.data.images import ImageData
 from heliostat.data.locations import absolute
 from heliostat.data.samples import Progress
+from heliostat.data.sequence_sources import ParallelText, Text
 from heliostat.data.source import Cached, Location, Source
 from heliostat.data.video_sources import AtariClips, AtariFrames, MovingDigits, VideoFolder
 from heliostat.errors import InputError
@@ -283,7 +284,9 @@ DataSource = Annotated[
     | AtariFrames
     | AtariClips
     | MovingDigits
-    | VideoFolder,
+    | VideoFolder
+    | Text
+    | ParallelText,
     Field(discriminator="source"),
 ]
 """Any of them, as a field of a pydantic model."""

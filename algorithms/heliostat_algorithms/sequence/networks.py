@@ -1,0 +1,11 @@
+"""All networks of sequences that a job file can name."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from heliostat_algorithms.algorithm import OneOf
+from heliostat_algorithms.sequence.decoder import TransformerDecoder
+
+SequenceNetworkConfig: TypeAlias = Annotated[TransformerDecoder, OneOf()]
+"""Any network, told apart by ``type``: transformer."""
