@@ -6,6 +6,8 @@ from typing import Annotated, TypeAlias
 
 from heliostat_algorithms.algorithm import OneOf
 from heliostat_algorithms.sequence.decoder import TransformerDecoder
+from heliostat_algorithms.sequence.mamba import Mamba
+from heliostat_algorithms.sequence.s4 import S4, S4D
 
-SequenceNetworkConfig: TypeAlias = Annotated[TransformerDecoder, OneOf()]
-"""Any network, told apart by ``type``: transformer."""
+SequenceNetworkConfig: TypeAlias = Annotated[TransformerDecoder | S4 | S4D | Mamba, OneOf()]
+"""Any network, told apart by ``type``: transformer, s4, s4d, mamba."""
