@@ -232,9 +232,7 @@ class StateSpaceConfig(NetworkConfig):
         if not 0 < self.steps[0] <= self.steps[1] < math.inf:
             raise ValueError(f"steps are {list(self.steps)}; two numbers above 0, the smaller one first")
         if not 0 < self.dynamics_learning_rate < math.inf:
-            raise ValueError(
-                f"dynamics_learning_rate is {self.dynamics_learning_rate}; it must be above 0 and finite"
-            )
+            raise ValueError(f"dynamics_learning_rate is {self.dynamics_learning_rate}; it must be above 0 and finite")
 
     @abstractmethod
     def _space(self) -> StateSpace:
@@ -244,9 +242,7 @@ class StateSpaceConfig(NetworkConfig):
         norm = layer_norm(self.width)
         return Stack(
             [
-                Block(
-                    S4Mixer(self._space(), self.width, self.dynamics_learning_rate), None, norm, "pre", self.dropout
-                )
+                Block(S4Mixer(self._space(), self.width, self.dynamics_learning_rate), None, norm, "pre", self.dropout)
                 for _ in range(self.depth)
             ],
             width=self.width,

@@ -1,2 +1,6 @@
-class TritonScan: pass
-def usable(u,A): return False
+class TritonScan:
+    pass
+
+
+def usable(u, A):
+    return False
