@@ -128,7 +128,8 @@ def test_mamba_begins_as_published() -> None:
     mixer = network.blocks[0].mixer
     assert isinstance(mixer, MambaMixer)
     steps = torch.nn.functional.softplus(mixer.dt_proj.bias)
-    assert (steps.min() > 0.00099) and (steps.max() < 0.101)
+    assert steps.min() > 0.00099
+    assert steps.max() < 0.101
     assert steps.log().mean().item() == pytest.approx(-4.6, abs=0.4)  # the middle of log 0.001 and log 0.1
     torch.testing.assert_close(mixer.A_log.exp(), torch.arange(1.0, 17).repeat(128, 1))
     assert (mixer.D == 1).all()

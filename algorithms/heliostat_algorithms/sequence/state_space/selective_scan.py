@@ -121,6 +121,7 @@ class _Chunk:
             before: (B, N, D).
         """
         n = len(step)
+        self._states[0].copy_(before)  # first: it may be the last of the chunk that is overwritten now
         decay, states = self.decay[:n], self.states[1 : n + 1]
         torch.mul(step.unsqueeze(2), A, out=decay)
         torch.mul(drive.unsqueeze(2), B.unsqueeze(3), out=states)
@@ -129,7 +130,6 @@ class _Chunk:
             self.drive[:n] = states
             states.mul_(phi(decay))
         decay.exp_()
-        self._states[0].copy_(before)
         for i in range(n):
             self._states[i + 1].addcmul_(self._decays[i], self._states[i])
 
