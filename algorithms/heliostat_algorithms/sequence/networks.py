@@ -6,6 +6,7 @@ from typing import Annotated, TypeAlias
 
 from heliostat_algorithms.algorithm import OneOf
 from heliostat_algorithms.sequence.decoder import TransformerDecoder
+from heliostat_algorithms.sequence.infini_attention import InfiniAttention
 
-SequenceNetworkConfig: TypeAlias = Annotated[TransformerDecoder, OneOf()]
-"""Any network, told apart by ``type``: transformer."""
+SequenceNetworkConfig: TypeAlias = Annotated[TransformerDecoder | InfiniAttention, OneOf()]
+"""Any network, told apart by ``type``: transformer, infini-attention."""
