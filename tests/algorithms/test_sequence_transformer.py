@@ -163,7 +163,7 @@ def test_drawn_tokens_follow_the_shares_and_the_rows() -> None:
 
 def test_the_loss_is_the_smoothed_cross_entropy_over_all_tokens() -> None:
     model, batch = transformer(dropout=0.0), pairs()
-    logits, targets = model.predictions(batch)
+    logits, _ = model.predictions(batch)
     total, count = 0.0, 0
     for b, t in itertools.product(range(3), range(6)):
         if batch["target"][b, t + 1] == PAD:

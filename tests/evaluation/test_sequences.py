@@ -111,6 +111,7 @@ def test_the_mean_of_the_last_checkpoints_is_judged(tmp_path: Path) -> None:
     job = parse(JOB, "tiny.yaml")
     data, runtime = launch.load(job), SilentRuntime(torch.device("cpu"))
     folder = RunFolder(str(tmp_path / "run"))
+    folder.create(job)
     assert TrainingLoop(job, data, runtime, folder).run().status == "finished"
     sets = data.train, data.test
     step, averaged = evaluate_checkpoint(job, sets, folder, None, runtime, 3)
@@ -123,5 +124,5 @@ def test_the_mean_of_the_last_checkpoints_is_judged(tmp_path: Path) -> None:
     assert data.test is not None
     test = SharedSamples(data.test, runtime)
     assert averaged["eval/nll"] == pytest.approx(Perplexity().judge(expected, test, test, 0)["nll"], rel=1e-5)
-    with pytest.raises(InputError, match="checkpoint.keep"):
+    with pytest.raises(InputError, match=r"checkpoint\.keep"):
         evaluate_checkpoint(job, sets, folder, None, runtime, 5)

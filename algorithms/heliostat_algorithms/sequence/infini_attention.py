@@ -83,12 +83,17 @@ class InfiniMixer(Mixer):
         # All segments at once: local attention knows nothing of the others. The last one is filled up, and what is
         # filled comes later than all that is not.
         whole = -(-length // size) * size
+        segments = whole // size
         local_q, local_k, local_v = (
-            F.pad(part, (0, 0, 0, whole - length)).unflatten(2, (-1, size)).transpose(1, 2).flatten(0, 1)
+            F.pad(part, (0, 0, 0, whole - length))
+            .reshape(len(x), a.heads, segments, size, part.shape[3])
+            .transpose(1, 2)
+            .flatten(0, 1)
             for part in (q, k, v)
         )
         local = F.scaled_dot_product_attention(rotated(local_q, 0), rotated(local_k, 0), local_v, is_causal=True)
-        y = local.unflatten(0, (len(x), -1)).transpose(1, 2).flatten(2, 3)[:, :, :length]
+        joined = local.view(len(x), segments, a.heads, size, v.shape[3]).transpose(1, 2).flatten(2, 3)
+        y = joined[:, :, :length]
         if not self.memory or length <= size:
             return a.join(self._mixed(y, torch.zeros_like(y)))
         sq, sk = sigma(q), sigma(k)

@@ -65,8 +65,11 @@ def copied(
     sources: list[Numbers] = []
     for length, count in _by_length(samples, lengths):
         if count:
-            (drawn,) = _drawn(f"{task}:{length}", split, count, lambda r, n=length: [_symbols(r, "symbol", symbols, n)])
-            sources.append(drawn)
+
+            def draw(random: Random, length: int = length) -> list[Numbers]:
+                return [_symbols(random, "symbol", symbols, length)]
+
+            sources += _drawn(f"{task}:{length}", split, count, draw)
     name = f"{task}/{split}"
     if form == "pairs":
         rows = [row for part in sources for row in part]
