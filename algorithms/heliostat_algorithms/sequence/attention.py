@@ -38,7 +38,7 @@ class Heads(nn.Module):
     def split(self, x: Tensor, projection: nn.Linear) -> Tensor:
         """(B, L, D) -> (B, heads, L, D / heads)."""
         y: Tensor = projection(x)
-        return y.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return y.view(*y.shape[:2], self.heads, y.shape[2] // self.heads).transpose(1, 2)
 
     def join(self, y: Tensor) -> Tensor:
         """(B, heads, L, D / heads) -> (B, L, D)."""

@@ -102,7 +102,7 @@ class DiagonalStateSpace(StateSpace):
 
     def kernel(self, length: int) -> Tensor:
         system = self.discrete()
-        return weighted_powers(system.C * system.B, system.log_A, length)
+        return weighted_powers(system.C * system.B, system.log_a, length)
 
     def discrete(self) -> DiagonalSystem:
         """Zero-order hold: A_ = exp(step A), B_ = A^-1 (A_ - I) B. Bilinear: A_ = (1 + step A / 2) / (1 - step A / 2),

@@ -161,7 +161,7 @@ class Ragged:
     """(N + 1,): sequence n is ``values[starts[n] : starts[n + 1]]``; ``starts[N]`` is P - 1."""
 
     @classmethod
-    def of(cls, sequences: Sequence[Sequence[int]] | Sequence[Tokens], fill: int) -> Ragged:
+    def of(cls, sequences: Sequence[Sequence[int] | Tokens], fill: int) -> Ragged:
         """The flat form of sequences."""
         starts = np.concatenate([[0], np.cumsum([len(s) for s in sequences], dtype=np.int64)]).astype(np.int64)
         values = np.empty(int(starts[-1]) + 1, np.int32)

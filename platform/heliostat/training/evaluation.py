@@ -301,16 +301,25 @@ def check_evaluators(job: Job, train: Samples) -> list[Problem]:
 
 
 def evaluate_checkpoint(
-    job: Job, data: tuple[Samples, Samples | None], folder: RunFolder, step: int | None, runtime: Runtime
+    job: Job,
+    data: tuple[Samples, Samples | None],
+    folder: RunFolder,
+    step: int | None,
+    runtime: Runtime,
+    average: int = 1,
 ) -> tuple[int, dict[str, float]]:
     """Judge a checkpoint of ``folder`` by the evaluators of ``job``, beside the baselines.
+
+    Args:
+        step: which; None: the newest.
+        average: judge the mean of so many checkpoints in place of one: it and those before it (Vaswani et al. 2017,
+            section 6.1, takes the last 5).
 
     Returns the checkpoint's step and metrics as the training loop names them.
 
     Raises:
-        InputError: the run has no such checkpoint, or it is of another architecture.
+        InputError: the run has no such checkpoint, or too few, or it is of another architecture.
     """
-    from heliostat.training.checkpoint import check_architecture
 
     if not job.evaluation:
         raise InputError("the job names no evaluators; add some, for example evaluation='[{type: knn}]'")
@@ -319,13 +328,36 @@ def evaluate_checkpoint(
     if not steps:
         raise InputError(Problem("the run has no checkpoint yet", folder.storage.uri))
     chosen = steps[-1] if step is None else step
-    saved = store.load(chosen, runtime.device)
     algorithm = build_algorithm(job, data[0].spec()).to(runtime.device)
-    check_architecture(algorithm.state_dict(), saved["algorithm"], store.uri(chosen))
+    weights = _mean_weights(algorithm, folder, [*(s for s in steps if s < chosen), chosen][-average:], average, runtime)
     evaluation = Evaluation(job, *data, runtime)
     results = evaluation.baselines(algorithm, _untold)
-    algorithm.load_state_dict(saved["algorithm"])
+    algorithm.load_state_dict(weights)
     return chosen, results | evaluation.run(algorithm, chosen, 1, True, _untold)
+
+
+def _mean_weights(
+    algorithm: Algorithm, folder: RunFolder, steps: Sequence[int], wanted: int, runtime: Runtime
+) -> dict[str, Tensor]:
+    """The mean of the weights of these checkpoints; what counts and does not weigh is that of the last one."""
+    from heliostat.training.checkpoint import check_architecture
+
+    store = folder.checkpoints()
+    if len(steps) < wanted:
+        what = (
+            f"there are {len(steps)} checkpoints to average, not {wanted}; a run keeps as many as checkpoint.keep says"
+        )
+        raise InputError(Problem(what, "--average"))
+    sums: dict[str, Tensor] = {}
+    for step in steps:
+        saved = store.load(step, runtime.device)["algorithm"]
+        check_architecture(algorithm.state_dict(), saved, store.uri(step))
+        for name, value in saved.items():
+            weighs = value.is_floating_point() and name in sums
+            sums[name] = (
+                sums[name] + value.double() if weighs else value.double() if value.is_floating_point() else value
+            )
+    return {n: (v / len(steps)) if v.is_floating_point() else v for n, v in sums.items()}
 
 
 def _untold(activity: str) -> None:

@@ -67,9 +67,10 @@ def test_split_with_carried_state_is_the_whole_with_gradient(network: Stack) -> 
 
 def test_causality(network: Stack) -> None:
     x = sequence(20).requires_grad_()
-    (gradient,) = torch.autograd.grad(network(x)[:, 11].sum(), x)
+    said = network(x)[:, 11]
+    (gradient,) = torch.autograd.grad((said * torch.arange(6)).sum(), x)  # a plain sum of a layer norm is constant
     assert gradient[:, 12:].abs().max() < 1e-12  # Fourier transforms leave rounding
-    assert gradient[:, :12].abs().amax(dim=(0, 2)).min() > 1e-8
+    assert gradient[:, :12].abs().amax(dim=(0, 2)).min() > 1e-9
 
 
 def test_a_forward_pass_changes_no_parameter(network: Stack) -> None:

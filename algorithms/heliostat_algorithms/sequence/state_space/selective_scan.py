@@ -24,8 +24,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from heliostat_algorithms.sequence.state_space import selective_scan_triton as triton_scan
-
 _CHUNK_NUMBERS = 1 << 17
 """Numbers in a chunk's states: what stays in a core's own cache (0.5 MB in float32) while the chunk is worked on."""
 _CHUNK_STEPS = 16, 256
@@ -56,9 +54,8 @@ def selective_scan(
     if state is None:
         state = u.new_zeros(u.shape[0], *A.shape, dtype=dtype)
     exact_inputs = [x.to(dtype) for x in (u, step, A, B, C, state)]
-    scan = triton_scan.TritonScan if triton_scan.usable(u, A) else _ChunkedScan
     with torch.autocast(u.device.type, enabled=False):
-        y, last = cast("tuple[Tensor, Tensor]", scan.apply(*exact_inputs, exact))
+        y, last = cast("tuple[Tensor, Tensor]", _ChunkedScan.apply(*exact_inputs, exact))
     return y.to(u.dtype), last
 
 

@@ -1,8 +1,8 @@
 """Discrete linear systems, h_t = A h_{t-1} + B u_t and y_t = 2 Re(C h_t), of H features with states of their own.
 
 A system is what remains of a state-space layer once its step is fixed. It goes on from a state: one time after another
-(``step``), or many at once (``response``, ``last``). Together with a convolution by its kernel (``convolution``) that is
-the same computation, split as one likes.
+(``step``), or many at once (``response``, ``last``). Together with a convolution by its kernel (``convolution``) that
+is the same computation, split as one likes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class DiagonalSystem(System):
     Powers of A are exponentials of multiples of its logarithm.
     """
 
-    log_A: Tensor
+    log_a: Tensor
     """(H, N / 2) complex."""
     B: Tensor
     """(H, N / 2) complex."""
@@ -47,15 +47,15 @@ class DiagonalSystem(System):
     """(H, N / 2) complex."""
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.log_A.exp() * _complex(state) + self.B * u.unsqueeze(2)
+        h = self.log_a.exp() * _complex(state) + self.B * u.unsqueeze(2)
         return 2 * (self.C * h).real.sum(dim=2), _real(h)
 
     def response(self, state: Tensor, length: int) -> Tensor:
-        return weighted_powers(self.C * self.log_A.exp() * _complex(state), self.log_A, length)
+        return weighted_powers(self.C * self.log_a.exp() * _complex(state), self.log_a, length)
 
     def last(self, u: Tensor, state: Tensor) -> Tensor:
-        entered = self.B * powers_dot(u.flip(2), self.log_A)
-        return _real((self.log_A * u.shape[2]).exp() * _complex(state) + entered)
+        entered = self.B * powers_dot(u.flip(2), self.log_a)
+        return _real((self.log_a * u.shape[2]).exp() * _complex(state) + entered)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,0 @@
-class TritonScan:
-    pass
-
-
-def usable(u, A):
-    return False
