@@ -102,6 +102,7 @@ class MambaMixer(Mixer):
         length = u.shape[1]
         inputs = torch.cat([recent.to(u.dtype), u], dim=1)
         taps = self.conv1d.weight.squeeze(1).unbind(1)
+        assert self.conv1d.bias is not None  # it has one
         y = self.conv1d.bias + inputs[:, :length] * taps[0]
         for lag, tap in enumerate(taps[1:], start=1):
             y = torch.addcmul(y, inputs[:, lag : lag + length], tap)

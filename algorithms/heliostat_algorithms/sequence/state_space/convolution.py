@@ -15,4 +15,5 @@ def causal_convolution(u: Tensor, kernel: Tensor) -> Tensor:
     if length == 0:
         return u
     spectrum = torch.fft.rfft(u, n=2 * length) * torch.fft.rfft(kernel, n=2 * length)
-    return torch.fft.irfft(spectrum, n=2 * length)[..., :length]
+    y: Tensor = torch.fft.irfft(spectrum, n=2 * length)
+    return y[..., :length]

@@ -56,7 +56,8 @@ def kernel(eigenvalues: Tensor, P: Tensor, B: Tensor, C: Tensor, step: Tensor, l
     )  # (H, 4, F): each of the four sums over c
     k00, k01, k10, k11 = k.unbind(1)
     spectrum = torch.polar(torch.ones_like(c), half_angle.to(c.dtype)) * (k00 - c * k01 * k10 / (1 + c * k11))
-    return torch.fft.irfft(spectrum, n=length)
+    k_in_time: Tensor = torch.fft.irfft(spectrum, n=length)
+    return k_in_time
 
 
 def discretize(eigenvalues: Tensor, P: Tensor, B: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,7 @@ def selective_scan(
         state = u.new_zeros(u.shape[0], *A.shape, dtype=dtype)
     exact_inputs = [x.to(dtype) for x in (u, step, A, B, C, state)]
     with torch.autocast(u.device.type, enabled=False):
-        y, last = cast("tuple[Tensor, Tensor]", _ChunkedScan.apply(*exact_inputs, exact))
+        y, last = cast("tuple[Tensor, Tensor]", _ChunkedScan.apply(*exact_inputs, exact))  # type: ignore[no-untyped-call]
     return y.to(u.dtype), last
 
 
@@ -157,12 +157,12 @@ class _ChunkedScan(torch.autograd.Function):
         return y.transpose(0, 1), before.transpose(1, 2).clone(memory_format=torch.contiguous_format)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
         u, step, drive, A, B, C, boundaries = ctx.saved_tensors
         dy, carry = dy.transpose(0, 1).contiguous(), d_last.transpose(1, 2).contiguous()
         steps = _chunk_steps(len(u), carry.numel())
-        chunk = _Chunk(u, steps, tuple(carry.shape), ctx.exact)
+        chunk = _Chunk(u, steps, (carry.shape[0], carry.shape[1], carry.shape[2]), ctx.exact)
         adjoint = u.new_empty(steps, *carry.shape)
         adjoints = adjoint.unbind(0)
         d_drive, d_step, dA, dB, dC = (torch.empty_like(x) for x in (drive, step, A, B, C))

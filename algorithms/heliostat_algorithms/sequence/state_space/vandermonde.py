@@ -36,7 +36,7 @@ def powers_dot(u: Tensor, x: Tensor) -> Tensor:
     """sum over l of u_l exp(x_n l): u (B, H, L) real, x (H, N) complex -> (B, H, N) complex."""
     length = u.shape[2]
     inner, outer = _split(length)
-    u = torch.nn.functional.pad(u, (0, inner * outer - length)).unflatten(2, (outer, inner))
+    u = torch.nn.functional.pad(u, (0, inner * outer - length)).reshape(*u.shape[:2], outer, inner)
     fine = _powers(x, inner)
     within = u @ torch.cat([fine.real, fine.imag], dim=-1)  # (B, H, outer, 2 N)
     real, imaginary = within.chunk(2, dim=-1)
