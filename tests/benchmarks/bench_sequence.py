@@ -66,9 +66,8 @@ def associative(u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Ten
 
 def plain_cauchy(eigenvalues: Tensor, P: Tensor, B: Tensor, C: Tensor, step: Tensor) -> Tensor:
     """Four complex Cauchy products at all roots of unity, the two of a pair added up; an odd length has no z = -1."""
-    z = torch.polar(
-        torch.ones(LENGTH - 1, dtype=torch.float64), -2 * torch.pi * torch.arange(LENGTH - 1) / (LENGTH - 1)
-    )
+    angle = -2 * torch.pi / (LENGTH - 1) * torch.arange(LENGTH - 1, dtype=torch.float64)
+    z = torch.polar(torch.ones_like(angle), angle)
     ratio, outside = ((1 - z) / (1 + z)).to(C.dtype), (2 / (1 + z)).to(C.dtype)
     g = (2 / step.unsqueeze(1) * ratio).unsqueeze(1)
     values = eigenvalues.unsqueeze(2)
