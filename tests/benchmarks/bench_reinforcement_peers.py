@@ -11,9 +11,9 @@ to a step without repeated actions, on two CPU cores. What differs is what each 
 
 Each plays once as its users do, with the Atari wrappers that it ships (Python and OpenCV), and once with ale-py's own
 vectorised preprocessing, one lane, which is what we play with: the latter leaves only what the libraries themselves
-cost. In training both may use one thread of torch or two, whichever is faster here; our learner has two, since our rollout
-actor, which has one, waits most of the time. All take turns of some seconds within one overlapped run of ours, whose coordinator waits while
-the others have theirs. All ratios are medians over turns.
+cost. In training both may use one thread of torch or two, whichever is faster here; our learner has two, since our
+rollout actor, which has one, waits most of the time. All take turns of some seconds within one overlapped run of ours,
+whose coordinator waits while the others have theirs. All ratios are medians over turns.
 """
 
 from __future__ import annotations
