@@ -39,22 +39,34 @@ tracking: {every_steps: 20, system_metrics: false}
 """
 
 
+class HandBlock(nn.Module):
+    """A block in a few lines of torch, with dropout where ours has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(128) for _ in range(2))
+        self.qkv, self.out = nn.Linear(128, 384, bias=False), nn.Linear(128, 128, bias=False)
+        self.inner, self.outer = nn.Linear(128, 512), nn.Linear(512, 128)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(self.norms[0](x)).view(*x.shape[:2], 3, 4, 32).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + F.dropout(self.out(y.transpose(1, 2).flatten(2)), 0.1)
+        return x + F.dropout(self.outer(F.relu(self.inner(self.norms[1](x)))), 0.1)
+
+
 class ByHand(nn.Module):
-    """The same network from torch's own layers."""
+    """The same network, with torch's own dropout and positions that are computed once."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
-        layer = nn.TransformerEncoderLayer(128, 4, 512, 0.1, batch_first=True, norm_first=True)
         self.embedding = nn.Embedding(vocabulary, 128)
-        self.layers = nn.TransformerEncoder(layer, 4, nn.LayerNorm(128), enable_nested_tensor=False)
-        self.positions = nn.Parameter(torch.zeros(256, 128), requires_grad=False)
+        self.blocks = nn.Sequential(*(HandBlock() for _ in range(4)), nn.LayerNorm(128))
+        self.register_buffer("positions", torch.randn(256, 128))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
-        x = self.layers(
-            self.embedding(tokens) * 128**0.5 + self.positions[: tokens.shape[1]], mask=mask, is_causal=True
-        )
-        return x @ self.embedding.weight.T
+        x = self.embedding(tokens) * 128**0.5 + self.positions[: tokens.shape[1]]  # type: ignore[index]
+        return self.blocks(F.dropout(x, 0.1)) @ self.embedding.weight.T  # type: ignore[no-any-return]
 
 
 def step_row(steps: int) -> dict[str, Any]:
@@ -74,7 +86,7 @@ def step_row(steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         loop = TrainingLoop(job, data, SilentRuntime(torch.device("cpu")), RunFolder(folder))
         first, second, ratio = training.rates(loop.turn, bare, 16, steps)
-    return _row("language model: step over a bare one of torch's layers", first, second, ratio, "sequences/s")
+    return _row("language model: step over a hand-written one", first, second, ratio, "sequences/s")
 
 
 def decoding(network: TransformerDecoder | InfiniAttention) -> Callable[[int, int], float]:

@@ -25,7 +25,11 @@ from heliostat_algorithms.sequence.prediction import Predictor, asked
 def _tallies(algorithm: Algorithm, test: SampleSet) -> Tensor:
     """(longest + 1, 5) float64, over all workers: for samples whose last asked position is the n-th, in row n, how many
     positions are asked, the sum of their losses in nats, how many are right, how many samples there are, and how many
-    of them are right throughout."""
+    of them are right throughout.
+
+    Raises:
+        ValueError: the method says no tokens, or the samples ask for none.
+    """
     if not isinstance(algorithm, Predictor) or test.spec.tokens is None:
         raise ValueError(f"{type(algorithm).__name__} says no tokens that could be judged")
     device = device_of(algorithm)
@@ -42,7 +46,10 @@ def _tallies(algorithm: Algorithm, test: SampleSet) -> Tensor:
             whole = right.sum(dim=1) == inside.sum(dim=1)
             columns = [inside.sum(dim=1), losses.double().sum(dim=1), right.sum(dim=1), torch.ones_like(last), whole]
             table.index_add_(0, last, torch.stack([column.double() for column in columns], dim=1))
-    return sum_over_workers(table)
+    table = sum_over_workers(table)
+    if not table[:, 0].any():
+        raise ValueError("the test samples ask for no token, so that there is nothing to judge")
+    return table
 
 
 @dataclass(frozen=True, kw_only=True)

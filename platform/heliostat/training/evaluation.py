@@ -320,7 +320,6 @@ def evaluate_checkpoint(
     Raises:
         InputError: the run has no such checkpoint, or too few, or it is of another architecture.
     """
-
     if not job.evaluation:
         raise InputError("the job names no evaluators; add some, for example evaluation='[{type: knn}]'")
     store = folder.checkpoints()
@@ -339,7 +338,8 @@ def evaluate_checkpoint(
 def _mean_weights(
     algorithm: Algorithm, folder: RunFolder, steps: Sequence[int], wanted: int, runtime: Runtime
 ) -> dict[str, Tensor]:
-    """The mean of the weights of these checkpoints; what counts and does not weigh is that of the last one."""
+    """The mean of the weights of these checkpoints, added up in float64; whole numbers, such as counts of batches, are
+    those of the last one."""
     from heliostat.training.checkpoint import check_architecture
 
     store = folder.checkpoints()
@@ -348,16 +348,13 @@ def _mean_weights(
             f"there are {len(steps)} checkpoints to average, not {wanted}; a run keeps as many as checkpoint.keep says"
         )
         raise InputError(Problem(what, "--average"))
-    sums: dict[str, Tensor] = {}
+    mean: dict[str, Tensor] = {}
     for step in steps:
         saved = store.load(step, runtime.device)["algorithm"]
         check_architecture(algorithm.state_dict(), saved, store.uri(step))
         for name, value in saved.items():
-            weighs = value.is_floating_point() and name in sums
-            sums[name] = (
-                sums[name] + value.double() if weighs else value.double() if value.is_floating_point() else value
-            )
-    return {n: (v / len(steps)) if v.is_floating_point() else v for n, v in sums.items()}
+            mean[name] = mean.get(name, 0) + value.double() / len(steps) if value.is_floating_point() else value
+    return mean
 
 
 def _untold(activity: str) -> None:

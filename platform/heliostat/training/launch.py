@@ -64,8 +64,8 @@ def check(job: Job, *, follows: bool = False) -> list[Problem]:
     if optimization.accumulate > 1 and not _separable(job):
         name = job.algorithm.type
         what = (
-            f"{name} compares the samples of a batch with one another, so splitting the batch would change "
-            "its loss; use more workers or a smaller batch_size"
+            f"the loss of {name} is no plain mean over samples, so splitting the batch would change it; use more "
+            "workers or a smaller batch_size"
         )
         problems.append(Problem(what, "optimization.accumulate"))
     if job.resources.gpus_per_worker and job.resources.runtime == "local" and not torch.cuda.is_available():
