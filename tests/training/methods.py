@@ -158,6 +158,25 @@ data: {{train: {PASSKEYS}}}
 algorithm: {{type: sequence-classifier, network: {{type: transformer, {SEQUENCE}}}}}
 {ADAMW}
 """,
+    "s4": f"""
+algorithm: {{type: sequence-classifier, network: {{type: s4, width: 8, depth: 2, states: 4, length: 64, dropout: 0.2}}}}
+{ADAMW}
+""",
+    "s4d": f"""
+algorithm: {{type: language-model, network: {{type: s4d, width: 8, depth: 2, states: 4, dropout: 0.2}}}}
+data: {{train: {COPIES}, form: tokens}}}}
+{ADAMW}
+""",
+    "mamba": f"""
+algorithm: {{type: language-model, network: {{type: mamba, width: 8, depth: 2, states: 4, dropout: 0.2}}}}
+data: {{train: {COPIES}, form: tokens}}}}
+{ADAMW}
+""",
+    "mamba-exact": f"""
+algorithm: {{type: sequence-classifier, pool: last,
+             network: {{type: mamba, width: 8, depth: 1, states: 4, exact: true}}}}
+{ADAMW}
+""",
     "vit-probe": f"""
 algorithm: {{type: vit, backbone: {VIT}, {CROP}, frozen: true, normalize: true, classifier_std: 0.01}}
 {LARS}
