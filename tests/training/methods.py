@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 COMMON = """
 name: tiny
 seed: 3
@@ -39,6 +41,10 @@ PATCHES = "{type: vit-tiny, patch_size: 2, width: 12, depth: 2, heads: 2, mlp_ra
 MEANS = f"{PATCHES}, class_token: false, pool: mean}}"
 CROP = "augmentation: {size: 8, crop_area: [0.4, 1.0]}"
 FINE_TUNE = f"type: simclr-v2-fine-tune, backbone: {RESNET}"
+COPIES = "{source: copy, split: train, samples: 64, lengths: [3, 5, 7], symbols: 6"
+TEXT = f"{{source: text, path: {Path(__file__).parents[2] / 'LICENSE'}, split: train, window: 12}}"
+PASSKEYS = "{source: passkey, split: train, samples: 64, lengths: [16], key_length: 2, symbols: 8, near: 4}"
+SEQUENCE = "width: 8, depth: 2, heads: 2, hidden: 12, dropout: 0.2"
 
 METHODS: dict[str, str] = {
     "simclr": f"""
@@ -131,6 +137,49 @@ algorithm: {{type: vjepa, backbone: {MEANS}, {CROP}, predictor_width: 12, predic
     "vit": f"""
 algorithm: {{type: vit, backbone: {VIT}, {CROP}, mixing: {{mixup: 0.8, cutmix: 1.0}}, label_smoothing: 0.1,
              drop_path: 0.3, layer_decay: 0.7, ema: 0.9, pre_logits: 8}}
+{ADAMW}
+""",
+    "transformer": f"""
+algorithm: {{type: transformer, {SEQUENCE}}}
+data: {{train: {COPIES}}}}}
+{ADAMW}
+""",
+    "language-model": f"""
+algorithm: {{type: language-model, network: {{type: transformer, {SEQUENCE}}}, label_smoothing: 0.1}}
+data: {{train: {TEXT}}}
+{ADAMW}
+""",
+    "language-model-ragged": f"""
+algorithm: {{type: language-model, network: {{type: transformer, norm: pre, {SEQUENCE}}}, tied: false}}
+data: {{train: {COPIES}, form: tokens}}}}
+{ADAMW}
+""",
+    "infini-attention": f"""
+algorithm: {{type: language-model, network: {{type: infini-attention, {SEQUENCE}, segment: 4}}}}
+data: {{train: {PASSKEYS}}}
+{ADAMW}
+""",
+    "sequence-classifier": f"""
+algorithm: {{type: sequence-classifier, network: {{type: transformer, {SEQUENCE}}}}}
+{ADAMW}
+""",
+    "s4": f"""
+algorithm: {{type: sequence-classifier, network: {{type: s4, width: 8, depth: 2, states: 4, length: 64, dropout: 0.2}}}}
+{ADAMW}
+""",
+    "s4d": f"""
+algorithm: {{type: language-model, network: {{type: s4d, width: 8, depth: 2, states: 4, dropout: 0.2}}}}
+data: {{train: {COPIES}, form: tokens}}}}
+{ADAMW}
+""",
+    "mamba": f"""
+algorithm: {{type: language-model, network: {{type: mamba, width: 8, depth: 2, states: 4, dropout: 0.2}}}}
+data: {{train: {COPIES}, form: tokens}}}}
+{ADAMW}
+""",
+    "mamba-exact": f"""
+algorithm: {{type: sequence-classifier, pool: last,
+             network: {{type: mamba, width: 8, depth: 1, states: 4, exact: true}}}}
 {ADAMW}
 """,
     "vit-probe": f"""

@@ -86,7 +86,6 @@ class VideoMotion(NetworkEvaluator):
     """Videos that are made at a time on each worker."""
 
     needs_labels: ClassVar[bool] = False
-    needs_features: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,24 +186,21 @@ class _Chosen:
         wanted = self.places[mine]
         self.speeds = torch.zeros(len(samples), dtype=torch.float64, device=device)
         """(N,) of the whole set, on all workers."""
-        kept, labels, extremes, first = [], [], [], part.start
+        frames = torch.zeros(len(samples), 2, dtype=torch.float64, device=device)  # each one's faintest and brightest
+        kept, labels, first = [], [], part.start
         for batch in samples.batches():
             videos = batch["video"]
             shown = videos.to(device).float() / 255
             self.speeds[first : first + len(videos)] = speeds(shown)
-            extremes.append(torch.stack(list(brightness(shown).aminmax())))
+            frames[first : first + len(videos)] = torch.stack(list(brightness(shown).aminmax(dim=1)), dim=1)
             here = wanted[(wanted >= first) & (wanted < first + len(videos))] - first
             kept.append(videos[here.to(videos.device)])
             labels.append(batch["label"][here.to(videos.device)] if "label" in batch else None)
             first += len(videos)
-        self.speeds = sum_over_workers(self.speeds)
-        self._videos, self._labels, self._extremes = kept, labels, extremes
-
-    @property
-    def brightness(self) -> tuple[float, float]:
-        """Of the faintest and of the brightest frame that this worker holds."""
-        found = torch.stack(self._extremes)
-        return float(found[:, 0].min()), float(found[:, 1].max())
+        self.speeds, frames = sum_over_workers(self.speeds), sum_over_workers(frames)
+        self.brightness = float(frames[:, 0].min()), float(frames[:, 1].max())
+        """Of the faintest and of the brightest frame of the whole set."""
+        self._videos, self._labels = kept, labels
 
     def parts(self, size: int) -> list[range]:
         """This worker's rows, so many at a time."""

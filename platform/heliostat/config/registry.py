@@ -22,6 +22,9 @@ from heliostat_algorithms.representation.simclr import SimCLR
 from heliostat_algorithms.representation.simclr_v2 import SimCLRv2
 from heliostat_algorithms.representation.simclr_v2_transfer import SimCLRv2Distill, SimCLRv2FineTune
 from heliostat_algorithms.representation.vjepa import VJEPA
+from heliostat_algorithms.sequence.classifier import SequenceClassifier
+from heliostat_algorithms.sequence.language_model import LanguageModel
+from heliostat_algorithms.sequence.transformer import Transformer
 from heliostat_algorithms.supervised.vit import ViTClassifier
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
@@ -38,6 +41,9 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "vjepa": VJEPA,
     "vit": ViTClassifier,
     "video-diffusion": VideoDiffusion,
+    "transformer": Transformer,
+    "language-model": LanguageModel,
+    "sequence-classifier": SequenceClassifier,
 }
 """The name in a job file (``algorithm: {type: ...}``) and the class that it builds."""
 
@@ -80,7 +86,10 @@ AlgorithmConfig: TypeAlias = Annotated[
     | IJEPA.Config
     | VJEPA.Config
     | ViTClassifier.Config
-    | VideoDiffusion.Config,
+    | VideoDiffusion.Config
+    | Transformer.Config
+    | LanguageModel.Config
+    | SequenceClassifier.Config,
     OneOf(),
 ]
 """Any algorithm's config, told apart by ``type``."""
