@@ -218,6 +218,11 @@ class Algorithm(nn.Module, ABC):
         h: Tensor = encoder(self.whole(images))
         return h
 
+    @property
+    def has_features(self) -> bool:
+        """Whether ``features`` gives some: by an encoder, or in a way of its own."""
+        return type(self).features is not Algorithm.features or self.encoder() is not None
+
     def token_features(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8, or clips (B, T, C, H, W) -> (B, N, D): what attentive probes judge."""
         encoder = self.encoder()

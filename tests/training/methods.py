@@ -14,6 +14,11 @@ tracking: {experiment: tests, every_steps: 1, system_metrics: false}
 """
 DIGITS = "data: {train: {source: digits, split: train}, test: {source: digits, split: test}}"
 CLIPS = "data: {train: {source: moving-digits, split: train, videos: 64, video_frames: 6, clip: {frames: 4}}}\n"
+SHAPES = (
+    "data: {train: {source: bouncing-shapes, split: train, videos: 64, video_frames: 5, clip: {frames: 3}}, "
+    "test: {source: bouncing-shapes, split: test, videos: 16, video_frames: 5, clip: {frames: 3}}}\n"
+)
+U_NET = "{width: 4, multipliers: [1, 2], blocks: 1, attention: [1], head_width: 4, norm_groups: 2"
 RESNET = "{type: resnet18, stem: cifar, width: 4, zero_init_residual: false}"
 VIT = "{type: vit-tiny, patch_size: 4, width: 8, depth: 2, heads: 2, mlp_ratio: 2.0, interpolation_offset: 0.1}"
 VIEW = "{crop_area: [0.3, 1.0], blur: {probability: 0.5}}"
@@ -180,6 +185,18 @@ algorithm: {{type: sequence-classifier, pool: last,
     "vit-probe": f"""
 algorithm: {{type: vit, backbone: {VIT}, {CROP}, frozen: true, normalize: true, classifier_std: 0.01}}
 {LARS}
+""",
+    "video-diffusion": f"""
+algorithm: {{type: video-diffusion, network: {U_NET}}}, images: 2, label_drop: 0.5, ema: 0.9,
+             sampler: {{type: ddim, steps: 2}}}}
+{SHAPES}
+{ADAMW}
+""",
+    "video-diffusion-one-frame": f"""
+algorithm: {{type: video-diffusion, network: {U_NET}, conditioning: adaptive-norm}}, prediction: eps, loss: x,
+             conditional: false, ema: null, sampler: {{type: ddpm, steps: 2}}}}
+{SHAPES.replace("frames: 3", "frames: 1")}
+{ADAMW}
 """,
 }
 

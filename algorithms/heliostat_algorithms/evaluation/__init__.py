@@ -1,4 +1,5 @@
-"""How good a representation is: evaluators on frozen features, on frozen tokens, and of the network itself.
+"""How good a representation is, or what is generated: evaluators on frozen features, on frozen tokens, and of the
+network itself.
 
 Each evaluator is a config and its method in one; a job file's ``evaluation`` lists some.
 """
@@ -24,6 +25,7 @@ from heliostat_algorithms.evaluation.knn import KNN
 from heliostat_algorithms.evaluation.linear import LinearProbe
 from heliostat_algorithms.evaluation.retrieval import Neighbours, Retrieval, neighbours
 from heliostat_algorithms.evaluation.sequences import Perplexity, TokenAccuracy
+from heliostat_algorithms.evaluation.video_motion import VideoMotion
 
 __all__ = [
     "KNN",
@@ -43,6 +45,7 @@ __all__ = [
     "Retrieval",
     "SampleSet",
     "TokenAccuracy",
+    "VideoMotion",
     "concatenate",
     "diagnose",
     "extract",

@@ -17,6 +17,7 @@ from heliostat_algorithms.evaluation import (
     Perplexity,
     Retrieval,
     TokenAccuracy,
+    VideoMotion,
 )
 
 EvaluatorConfig: TypeAlias = Annotated[
@@ -30,7 +31,8 @@ EvaluatorConfig: TypeAlias = Annotated[
     | Collapse
     | Perplexity
     | TokenAccuracy
-    | Bleu,
+    | Bleu
+    | VideoMotion,
     OneOf(),
 ]
 """Any evaluator, told apart by ``type``."""

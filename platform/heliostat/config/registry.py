@@ -10,6 +10,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from heliostat_algorithms.algorithm import Algorithm, OneOf
+from heliostat_algorithms.generative.video_diffusion import VideoDiffusion
 from heliostat_algorithms.reinforcement.dqn import DQN
 from heliostat_algorithms.representation.dino import DINO
 from heliostat_algorithms.representation.dinov2 import DINOv2
@@ -39,6 +40,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "ijepa": IJEPA,
     "vjepa": VJEPA,
     "vit": ViTClassifier,
+    "video-diffusion": VideoDiffusion,
     "transformer": Transformer,
     "language-model": LanguageModel,
     "sequence-classifier": SequenceClassifier,
@@ -84,6 +86,7 @@ AlgorithmConfig: TypeAlias = Annotated[
     | IJEPA.Config
     | VJEPA.Config
     | ViTClassifier.Config
+    | VideoDiffusion.Config
     | Transformer.Config
     | LanguageModel.Config
     | SequenceClassifier.Config,

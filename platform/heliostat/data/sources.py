@@ -16,7 +16,7 @@ from heliostat.data.samples import Progress
 from heliostat.data.sequence_sources import ParallelText, Text
 from heliostat.data.source import Cached, Location, Source
 from heliostat.data.task_sources import Copy, InductionHeads, Passkey, Reverse, SelectiveCopying
-from heliostat.data.video_sources import AtariClips, AtariFrames, MovingDigits, VideoFolder
+from heliostat.data.video_sources import AtariClips, AtariFrames, BouncingShapes, MovingDigits, VideoFolder
 from heliostat.errors import InputError
 
 
@@ -287,6 +287,7 @@ DataSource = Annotated[
     | AtariFrames
     | AtariClips
     | MovingDigits
+    | BouncingShapes
     | VideoFolder
     | Text
     | ParallelText

@@ -280,12 +280,15 @@ def check_evaluators(job: Job, train: Samples) -> list[Problem]:
     labels = None if train.labels is None else torch.tensor(train.labels)
     classifies = ALGORITHMS[job.algorithm.type].class_scores is not Algorithm.class_scores
     algorithm = None
-    if any(isinstance(evaluator, NetworkEvaluator) for evaluator in job.evaluation):
+    if job.evaluation:
         with suppress(ValueError):  # said with the algorithm's other problems
             algorithm = build_algorithm(job, train.spec())
     for index, evaluator in enumerate(job.evaluation):
         if isinstance(evaluator, FeatureEvaluator) and evaluator.needs_scores and not classifies:
             what = f"{evaluator.type} judges class scores, and {job.algorithm.type} gives none; choose a probe"
+            problems.append(Problem(what, f"evaluation.{index}"))
+        elif isinstance(evaluator, FeatureEvaluator) and algorithm is not None and not algorithm.has_features:
+            what = f"{evaluator.type} judges features, and {job.algorithm.type} has none; choose another evaluator"
             problems.append(Problem(what, f"evaluation.{index}"))
         try:
             evaluator.check(len(train), labels, _classes(train))
