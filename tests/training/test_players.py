@@ -48,7 +48,7 @@ def test_the_trajectory_is_that_of_two_optimisers_in_algorithm_1(tmp_path: Path)
     model: Any = build_algorithm(job, loop.spec)
     d = torch.optim.Adam(model.discriminator.parameters(), lr=0.005)
     g = torch.optim.Adam(model.generator.parameters(), lr=0.01)
-    points = torch.from_numpy(loop.loader.data.pictures)
+    points = torch.from_numpy(loop.loader.data.points)
     for step in range(6):
         indices = torch.tensor(loop.loader.indices(step))
         noise = [
@@ -161,5 +161,5 @@ def test_a_player_without_a_turn_is_a_mistake(tmp_path: Path, monkeypatch: pytes
 
 def test_points_are_for_those_who_take_them(tmp_path: Path) -> None:
     job = parse(JOB, "players.yaml", ["algorithm={type: vae}"])
-    with pytest.raises(InputError, match="vae learns from images, and ring/train holds points"):
+    with pytest.raises(InputError, match="VAE learns from images, and the samples are points"):
         launch.load(job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from heliostat.training import launch
 from heliostat.training.loop import TrainingLoop
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import SilentRuntime
-from heliostat.training.sampling import sample_run, write
+from heliostat.training.sampling import TextWish, sample_run, write
 from heliostat_algorithms.algorithm import Clips, Panels, Sampled, Texts, Wish
 from heliostat_algorithms.generative.vae import VAE
 from heliostat_algorithms.randomness import Random
@@ -147,7 +148,7 @@ def test_prompts_reach_the_method_and_its_refusal_the_user(tmp_path: Path, monke
     monkeypatch.setattr(VAE, "sample", sample)
     with pytest.raises(InputError, match="wants a prompt"):
         sample_run(folder, tmp_path / "out", count=2, seed=0)
-    made = sample_run(folder, tmp_path / "out", count=2, seed=0, prompts=["a", "b"])
+    made = sample_run(folder, tmp_path / "out", count=2, seed=0, texts=TextWish(prompts=("a", "b")))
     assert made.files[0].read_text() == "a\n\nb\n\n"
 
 
@@ -159,3 +160,67 @@ def test_methods_that_make_nothing_say_so(tmp_path: Path) -> None:
     folder.create(job)
     with pytest.raises(InputError, match="no checkpoint"):
         sample_run(folder, tmp_path, count=1, seed=0)
+
+
+ADAM = (
+    "optimization={optimizer: {type: adam, learning_rate: 0.01}, schedule: {type: constant}, batch_size: 16, steps: 2}"
+)
+MODEL = "algorithm={type: language-model, network: {type: transformer, width: 8, depth: 1, heads: 2, hidden: 8}}"
+
+
+def text_run(tmp_path: Path, *overrides: str) -> RunFolder:
+    (tmp_path / "text.txt").write_text("abcd efgh. " * 200)
+    text = f"data={{train: {{source: text, path: {tmp_path}/text.txt, split: train, window: 12}}}}"
+    return trained(tmp_path, MODEL, text, ADAM, "sample=null", *overrides)
+
+
+def blocks(file: Path) -> list[tuple[str, str]]:
+    """What was given and what was made of it."""
+    found = re.findall(r"\[\d+\] given\n(.*?)\n\[\d+\] made\n(.*?)\n\n", file.read_text(), flags=re.DOTALL)
+    assert found
+    return found
+
+
+def test_texts_go_on(tmp_path: Path) -> None:
+    folder = text_run(tmp_path)
+    assert folder.figures() == ["continuations.txt"]
+
+    def made(place: str, seed: int = 0, count: int = 3, **wishes: Any) -> list[tuple[str, str]]:
+        (file,) = sample_run(folder, tmp_path / place, count=count, seed=seed, texts=TextWish(**wishes)).files
+        return blocks(file)
+
+    stored = made("stored", length=7)
+    assert [given for given, _ in stored] == [("abcd efgh. " * 9)[start : start + 6] for start in (0, 12, 24)]
+    assert {len(text) for _, text in stored} == {7}
+    asked = made("asked", prompts=("ab", "efgh"), length=5)
+    assert [given for given, _ in asked] == ["ab"] * 3 + ["efgh"] * 3
+    assert len({text for _, text in asked}) > 3  # drawn
+    assert made("again", prompts=("ab", "efgh"), length=5) == asked
+    assert made("other", prompts=("ab", "efgh"), length=5, seed=1) != asked
+    assert made("fewer", prompts=("ab", "efgh"), length=5, count=2)[:2] == asked[:2]
+    cold = made("cold", prompts=("ab",), top_k=1)
+    assert len({text for _, text in cold}) == 1
+    assert made("colder", prompts=("ab",), temperature=1e-4) == cold
+    with pytest.raises(InputError, match="a prompt is empty"):
+        made("empty", prompts=("",))
+    with pytest.raises(InputError, match=r"characters have no token.*'Z'"):
+        made("unknown", prompts=("aZ",))
+
+
+def test_tasks_are_answered_and_sources_translated(tmp_path: Path) -> None:
+    tokens = "data={train: {source: copy, split: train, samples: 40, lengths: [2, 3], symbols: 5, form: tokens}}"
+    (file,) = sample_run(trained(tmp_path / "a", MODEL, tokens, ADAM, "sample=null"), tmp_path, count=30, seed=0).files
+    answers = blocks(file)
+    assert file.name == "answers.txt"
+    assert len(answers) == 30
+    assert {len(given.split()) for given, _ in answers} == {2, 3}
+    pairs = tokens.replace("form: tokens", "form: pairs")
+    small = "algorithm={type: transformer, width: 8, depth: 1, heads: 2, hidden: 8, extra_length: 2}"
+    folder = trained(tmp_path / "b", small, pairs, ADAM, "sample=null")
+    (file,) = sample_run(folder, tmp_path, count=30, seed=0).files
+    assert file.name == "translations.txt"
+    assert len(blocks(file)) == 30
+    (file,) = sample_run(folder, tmp_path, count=1, seed=0, texts=TextWish(prompts=("4 0", "1"))).files
+    (file_alone,) = sample_run(folder, tmp_path / "alone", count=1, seed=0, texts=TextWish(prompts=("1",))).files
+    assert [given for given, _ in blocks(file)] == ["4 0", "1"]
+    assert blocks(file)[1] == blocks(file_alone)[0]  # what a source is padded with does not matter

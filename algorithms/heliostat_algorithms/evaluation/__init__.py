@@ -1,15 +1,11 @@
 """How good a representation is: evaluators on frozen features, on frozen tokens, and of the network itself; and how
 good a generative method is: at finding samples likely, and at making them.
 
-Each evaluator is a config and its method in one; ``EvaluatorConfig`` is the union that a job file's ``evaluation``
-lists.
+Each evaluator is a config and its method in one; a job file's ``evaluation`` lists some.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
-
-from heliostat_algorithms.algorithm import OneOf
 from heliostat_algorithms.evaluation.attentive import AttentiveProbe
 from heliostat_algorithms.evaluation.classification import Classification
 from heliostat_algorithms.evaluation.collapse import Collapse, diagnose
@@ -31,24 +27,8 @@ from heliostat_algorithms.evaluation.knn import KNN
 from heliostat_algorithms.evaluation.likelihood import ConditionalLikelihood, Likelihood
 from heliostat_algorithms.evaluation.linear import LinearProbe
 from heliostat_algorithms.evaluation.retrieval import Neighbours, Retrieval, neighbours
-
-EvaluatorConfig: TypeAlias = Annotated[
-    KNN
-    | LinearProbe
-    | FewLabelProbe
-    | Retrieval
-    | AttentiveProbe
-    | FineTuning
-    | Classification
-    | Collapse
-    | Likelihood
-    | ConditionalLikelihood
-    | ModeCoverage
-    | ClassifierFrechet,
-    OneOf(),
-]
-"""Any evaluator, told apart by ``type``: knn, linear, few-label, retrieval, attentive, fine-tune, classification,
-collapse, likelihood, conditional-likelihood, mode-coverage, frechet."""
+from heliostat_algorithms.evaluation.sequences import Perplexity, TokenAccuracy
+from heliostat_algorithms.evaluation.video_motion import VideoMotion
 
 __all__ = [
     "KNN",
@@ -59,7 +39,6 @@ __all__ = [
     "Collapse",
     "ConditionalLikelihood",
     "Evaluator",
-    "EvaluatorConfig",
     "FeatureEvaluator",
     "Features",
     "FewLabelProbe",
@@ -69,8 +48,11 @@ __all__ = [
     "ModeCoverage",
     "Neighbours",
     "NetworkEvaluator",
+    "Perplexity",
     "Retrieval",
     "SampleSet",
+    "TokenAccuracy",
+    "VideoMotion",
     "concatenate",
     "diagnose",
     "extract",

@@ -245,7 +245,8 @@ class CVAE(Algorithm):
 
     def sample(self, wish: Wish, random: Random) -> Mapping[str, Sampled]:
         """Completions of the given pictures."""
-        return self.pictures({name: values[: wish.count] for name, values in wish.given.items()}, random)
+        some = {name: values[: wish.count] for name, values in wish.given.items()}
+        return self.pictures(some, random.whole(len(some["image"])))
 
     def _joined(self, x: Tensor, y: Tensor) -> Tensor:
         """(B, X + Y): the values in their places again."""

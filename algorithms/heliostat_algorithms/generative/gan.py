@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from heliostat_algorithms.algorithm import (
     Clock,
     DataSpec,
     Inputs,
+    Kind,
     Panels,
     ParameterGroup,
     Sampled,
@@ -56,7 +57,7 @@ def generator_loss(fake: Tensor, saturating: bool) -> Tensor:
 class GAN(Algorithm):
     """GAN (Goodfellow et al. 2014): a generator and a discriminator, two players of one step."""
 
-    points = True
+    learns_from: ClassVar[frozenset[Kind]] = frozenset({"images", "points"})
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -109,7 +110,7 @@ class GAN(Algorithm):
         """Weights and biases of each player."""
         rates = {GENERATOR: 1.0, DISCRIMINATOR: self.config.discriminator_rate}
         return [
-            ParameterGroup(f"{player}_{kind}", parameters, kind == "weights", rates[player], player)
+            ParameterGroup(f"{player}_{kind}", parameters, kind == "weights", rates[player], player=player)
             for player in (DISCRIMINATOR, GENERATOR)
             for kind in ("weights", "bias_and_norm")
             if (

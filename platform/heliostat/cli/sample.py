@@ -10,11 +10,19 @@ import typer
 
 def sample(
     run: Annotated[str, typer.Argument(help="The run's folder, or its name below runs/.", show_default=False)],
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many samples, or rows of pictures.")] = 16,
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, help="How many samples, of each prompt; or rows of pictures.")
+    ] = 16,
     seed: Annotated[int, typer.Option(help="Decides all that is random.")] = 0,
     checkpoint: Annotated[int | None, typer.Option(help="Its step; else the newest.", show_default=False)] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="A text to continue; may be given several times.", show_default=False)
+        list[str] | None,
+        typer.Option(help="A text to continue or to translate; may be given several times.", show_default=False),
+    ] = None,
+    length: Annotated[int, typer.Option(min=1, help="Tokens by which a text is continued.")] = 200,
+    temperature: Annotated[float, typer.Option(help="Below 1 likely tokens are drawn more often.")] = 1.0,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Draw among so many of the most likely tokens.", show_default=False)
     ] = None,
     only: Annotated[
         list[str] | None,
@@ -37,16 +45,17 @@ def sample(
     from heliostat.errors import InputError, Problem
     from heliostat.tracking.location import resolve_uri
     from heliostat.training.run_folder import RunFolder
-    from heliostat.training.sampling import sample_run
+    from heliostat.training.sampling import TextWish, sample_run
 
     folder = RunFolder.open(run)
     tracked = folder.about().get("tracking_run_id")
     if log and tracked is None:
         raise InputError(Problem("MLflow does not know this run, so nothing can be stored with it", "--log"))
     place = output or Path(folder.storage.path("samples") if folder.storage.local else f"{folder.name}-samples")
-    made = sample_run(
-        folder, place, count=count, seed=seed, checkpoint=checkpoint, prompts=prompt or (), only=only or ()
-    )
+    if not 0 < temperature < float("inf"):
+        raise InputError(Problem(f"temperature is {temperature}; it must be above 0 and finite", "--temperature"))
+    texts = TextWish(prompts=tuple(prompt or ()), length=length, temperature=temperature, top_k=top_k)
+    made = sample_run(folder, place, count=count, seed=seed, checkpoint=checkpoint, texts=texts, only=only or ())
     if log:
         from heliostat.tracking.client import connect
 

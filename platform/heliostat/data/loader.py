@@ -1,6 +1,7 @@
 """The deterministic loader: a step's batch is a function of (seed, step) alone, each worker takes its rows of it.
 
-Of videos, so is the place of each clip: it is drawn for the row of the global batch.
+Of videos, so is the place of each clip: it is drawn for the row of the global batch. Of sequences, so is the length to
+which shorter ones are filled up: it is that of the longest in the global batch.
 
 There is no state to lose: a resumed run asks for the next step, a run with more workers cuts the same global batch into
 more parts, and any single step can be loaded again.
@@ -9,7 +10,6 @@ more parts, and any single step can be loaded again.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from heliostat.data.samples import Samples
 from heliostat.errors import InputError
 from heliostat_algorithms.randomness import Random, permutation
 
+_DTYPES = {"uint8": torch.uint8, "int32": torch.int32, "int64": torch.int64, "float32": torch.float32}
 _SCOPE = "loader"
 """Of the random streams; an algorithm draws from others in the same step."""
 
@@ -112,16 +113,16 @@ class Loader:
         return self._epoch[1][position * self.samples_per_step : (position + 1) * self.samples_per_step]
 
     def batch(self, step: int, minibatch: int = 0) -> dict[str, Tensor]:
-        """This worker's B rows: ``image`` (B, C, H, W), ``video`` (B, T, C, H, W) uint8 or ``point`` (B, D) float32,
-        ``index`` and, if any, ``label`` (B,) int64.
+        """This worker's B rows: ``image`` (B, C, H, W) or ``video`` (B, T, C, H, W) uint8, ``point`` (B, D) float32, or
+        the entries of sequences int64; ``index`` and, if any, ``label`` (B,) int64.
 
         Args:
             minibatch: which of the step's, from 0.
         """
-        first = minibatch * self.batch_size
-        indices = self.indices(step)[first + self._rows.start : first + self._rows.stop]
+        together = self.indices(step)[minibatch * self.batch_size : (minibatch + 1) * self.batch_size]
+        indices = together[self._rows.start : self._rows.stop]
         random = Random(self.seed, step, self._rows).within(_SCOPE if minibatch == 0 else f"{_SCOPE}-{minibatch}")
-        return _gather(self.data, indices, self.device, clips=self.clips, random=random)
+        return _gather(self.data, indices, self.device, clips=self.clips, random=random, together=together)
 
 
 def sequential(
@@ -155,27 +156,29 @@ def _gather(
     *,
     clips: bool = True,
     random: Random | None = None,
+    together: npt.NDArray[np.int64] | None = None,
 ) -> dict[str, Tensor]:
     """Copies the rows only: the arrays may be read-only views of shared memory, which torch cannot wrap itself."""
     pinned = device.type == "cuda"
 
-    def rows(values: npt.NDArray[Any], indices: npt.NDArray[np.int64], dtype: torch.dtype) -> Tensor:
+    def rows(values: npt.NDArray[np.generic], indices: npt.NDArray[np.int64]) -> Tensor:
         shape = (*indices.shape, *values.shape[1:])
         # On the CPU, numpy asks for huge pages, and torch does not: the system gives them out ten times as fast.
         out = (
-            torch.empty(shape, dtype=dtype, pin_memory=True)
+            torch.empty(shape, dtype=_DTYPES[values.dtype.name], pin_memory=True)
             if pinned
             else torch.from_numpy(np.empty(shape, values.dtype))
         )
         # Any mode but "raise" writes into ``out`` without a buffer; all indices are in range.
         np.take(values, indices, axis=0, out=out.numpy(), mode="clip")
-        return out.to(device, non_blocking=pinned)
+        # Pictures stay bytes until an algorithm has cropped them; tokens are stored small and used as int64.
+        moved = out.to(device, non_blocking=pinned)
+        return moved.long() if values.dtype == np.int32 else moved
 
-    chosen = data.select(indices, clips=clips, random=random)
-    dtype = torch.uint8 if data.pictures.dtype == np.uint8 else torch.float32
-    batch = {chosen.name: rows(data.pictures, chosen.rows, dtype)}
+    chosen = data.select(indices, clips=clips, random=random, together=together)
+    batch = {each.name: rows(each.values, each.rows) for each in chosen}
     if data.labels is not None:
-        batch["label"] = rows(data.labels, indices, torch.int64)
+        batch["label"] = rows(data.labels, indices)
     index = torch.tensor(indices)
     batch["index"] = (index.pin_memory() if pinned else index).to(device, non_blocking=pinned)
     return batch

@@ -1,13 +1,14 @@
 """Points in memory: samples of a few real numbers, for generative models whose truth is known.
 
 Pixels are 8-bit numbers, and a mixture of narrow Gaussians would be cut into steps by them; so points are a kind of
-samples of their own, which an algorithm has to say that it takes (``Algorithm.points``).
+samples of their own, which an algorithm has to say that it takes (``Algorithm.learns_from``).
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -40,10 +41,6 @@ class PointData(Samples):
             raise InputError(f"{self.name} holds no points")
         super().__post_init__()
 
-    @property
-    def pictures(self) -> npt.NDArray[Any]:
-        return self.points
-
     def __len__(self) -> int:
         return len(self.points)
 
@@ -54,8 +51,22 @@ class PointData(Samples):
         classes = None if self.labels is None else len(self.classes)
         return DataSpec(image_shape=(1, 1, self.points.shape[1]), classes=classes, points=True)
 
-    def select(self, indices: npt.NDArray[np.int64], *, clips: bool = True, random: Random | None = None) -> Selection:
-        return Selection("point", indices)
+    def select(
+        self,
+        indices: npt.NDArray[np.int64],
+        *,
+        clips: bool = True,
+        random: Random | None = None,
+        together: npt.NDArray[np.int64] | None = None,
+    ) -> tuple[Selection, ...]:
+        return (Selection("point", self.points, indices),)
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256(np.array(self.points.shape, "<i8").tobytes())
+        digest.update(self.points.astype("<f4", copy=False).tobytes())
+        for array in self._further_arrays():
+            digest.update(array.astype("<i8", copy=False).tobytes())
+        return digest.hexdigest()
 
     def part(self, indices: npt.NDArray[np.int64], name: str) -> Self:
         return type(self)(

@@ -65,8 +65,8 @@ def check(job: Job, *, follows: bool = False) -> list[Problem]:
     if optimization.accumulate > 1 and not _separable(job):
         name = job.algorithm.type
         what = (
-            f"{name} compares the samples of a batch with one another, so splitting the batch would change "
-            "its loss; use more workers or a smaller batch_size"
+            f"the loss of {name} is no plain mean over samples, so splitting the batch would change it; use more "
+            "workers or a smaller batch_size"
         )
         problems.append(Problem(what, "optimization.accumulate"))
     if job.sample is not None and ALGORITHMS[job.algorithm.type].sample is Algorithm.sample:
@@ -124,9 +124,6 @@ def load(job: Job) -> Datasets:
     problems += check_alike(data)
     if ALGORITHMS[job.algorithm.type].video and data.train.spec().frames is None:
         what = f"{job.algorithm.type} learns from clips, and {data.train.name} holds images; take a source of videos"
-        problems.append(Problem(what, "data.train"))
-    if data.train.spec().points and not ALGORITHMS[job.algorithm.type].points:
-        what = f"{job.algorithm.type} learns from images, and {data.train.name} holds points; take a source of images"
         problems.append(Problem(what, "data.train"))
     require(problems)
     check_against_data(job, data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from heliostat.data.loader import sequential
 from heliostat.data.samples import Samples
+from heliostat.data.sequences import SequenceSamples
 from heliostat.errors import InputError, Problem, nearest
 from heliostat.tracking.figures import draw_panels, draw_points
 from heliostat.training.checkpoint import check_architecture
-from heliostat.training.origin import stored_spec
+from heliostat.training.origin import spec_from
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.state import build_algorithm
 from heliostat_algorithms.algorithm import Algorithm, Clips, Panels, Sampled, Scatter, Texts, Wish
@@ -36,6 +37,16 @@ class Made:
     files: tuple[Path, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextWish:
+    """What can be asked of methods that write; see ``Wish``."""
+
+    prompts: tuple[str, ...] = ()
+    length: int = Wish.length
+    temperature: float = Wish.temperature
+    top_k: int | None = Wish.top_k
+
+
 def make(
     algorithm: Algorithm,
     data: Samples,
@@ -43,7 +54,7 @@ def make(
     count: int,
     seed: int,
     device: torch.device,
-    prompts: Sequence[str] = (),
+    texts: TextWish | None = None,
 ) -> Mapping[str, Sampled]:
     """All that an algorithm can make, by name; empty for one that is not generative.
 
@@ -51,6 +62,7 @@ def make(
         data: its first samples are those that are completed or reconstructed.
         count: samples, or rows of pictures.
         seed: decides all that is random: equal seeds make comparable samples in all runs.
+        texts: what is asked of methods that write.
 
     Raises:
         ValueError: the algorithm cannot make them.
@@ -58,7 +70,9 @@ def make(
     given = as_trained(algorithm, next(sequential(data, batch_size=max(count, _GIVEN), device=device)))
     with evaluating(algorithm):
         random = Random(seed, EVALUATION_STEP, range(count), device).within("sample")
-        return algorithm.sample(Wish(count=count, given=given, prompts=tuple(prompts)), random)
+        codec = data.vocabulary if isinstance(data, SequenceSamples) else None
+        wish = Wish(count=count, given=given, codec=codec)
+        return algorithm.sample(wish if texts is None else replace(wish, **asdict(texts)), random)
 
 
 def write(name: str, sampled: Sampled, folder: Path) -> list[Path]:
@@ -77,7 +91,7 @@ def write(name: str, sampled: Sampled, folder: Path) -> list[Path]:
             return [path, moving]
         case Texts():
             path = folder / f"{name}.txt"
-            path.write_text("".join(f"{text}\n\n" for text in sampled.texts))
+            path.write_text(_written(sampled), encoding="utf-8")
     return [path]
 
 
@@ -88,7 +102,7 @@ def sample_run(
     count: int,
     seed: int,
     checkpoint: int | None = None,
-    prompts: Sequence[str] = (),
+    texts: TextWish | None = None,
     only: Sequence[str] = (),
 ) -> Made:
     """Let a checkpoint of a run make samples, and write them to ``output``.
@@ -102,12 +116,12 @@ def sample_run(
         raise InputError(Problem("the run has no checkpoint yet", folder.storage.uri))
     step = steps[-1] if checkpoint is None else checkpoint
     saved = store.load(step)
-    algorithm = build_algorithm(job, stored_spec(store.manifest(step)))
+    algorithm = build_algorithm(job, spec_from(store.manifest(step)["data"]))
     check_architecture(algorithm.state_dict(), saved["algorithm"], store.uri(step))
     algorithm.load_state_dict(saved["algorithm"])
     data = (job.data.test or job.data.train).load()
     try:
-        made = make(algorithm, data, count=count, seed=seed, device=torch.device("cpu"), prompts=prompts)
+        made = make(algorithm, data, count=count, seed=seed, device=torch.device("cpu"), texts=texts)
     except ValueError as error:
         raise InputError(Problem(str(error), folder.name)) from None
     if not made:
@@ -118,6 +132,14 @@ def sample_run(
     output.mkdir(parents=True, exist_ok=True)
     files = [path for name in only or made for path in write(name, made[name], output)]
     return Made(step, tuple(files))
+
+
+def _written(sampled: Texts) -> str:
+    """One after the other; what each was made from stands before it."""
+    if not sampled.given:
+        return "".join(f"{text}\n\n" for text in sampled.texts)
+    together = enumerate(zip(sampled.given, sampled.texts, strict=True), start=1)
+    return "".join(f"[{n}] given\n{given}\n[{n}] made\n{made}\n\n" for n, (given, made) in together)
 
 
 def _pixels(images: Tensor) -> npt.NDArray[np.uint8]:
