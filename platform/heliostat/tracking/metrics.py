@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Direction: TypeAlias = Literal["higher", "lower"]
-_HIGHER = re.compile(r"(^|_)(top\d*|accuracy|recall|precision|map|rank|return|per_second)(_|$)")
-_LOWER = re.compile(r"(^|_)(loss|interval|error|seconds|perplexity|frechet)(_|$)")
+_HIGHER = re.compile(r"(^|_)(top\d*|accuracy|recall|precision|map|rank|return|per_second|elbo|iwae|modes|quality)(_|$)")
+_LOWER = re.compile(r"(^|_)(loss|interval|error|seconds|perplexity|frechet|cnll|mode_kl)(_|$)")
 _SHARE = re.compile(r"(^|_)(top\d+|accuracy|(recall|precision)_\d+|map)$")
 INTERVAL = "_interval"
 
