@@ -8,11 +8,12 @@ import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from rich.console import Console
 
+from heliostat.config.evaluators import EvaluatorConfig
 from heliostat.errors import InputError
 from heliostat.tracking import charts, display, metrics, terminal
 from heliostat.tracking.comparison import Comparison, main_metrics
@@ -26,6 +27,7 @@ from heliostat.tracking.metrics import Cell, direction, number
 from heliostat.tracking.page import render
 from heliostat.tracking.records import RunRecord, list_runs, load_runs
 from heliostat.tracking.statistics import Verdict
+from heliostat_algorithms.evaluation import Collapse
 
 
 def compare(runs: Sequence[RunRecord]) -> Comparison:
@@ -152,6 +154,12 @@ def test_listing(store: SimpleNamespace, runs: dict[str, str], tmp_path: Path) -
         ("eval/reconstruction_error", "lower"),
         ("eval/ranking_loss", "lower"),
         ("eval/uniformity", None),
+        ("eval/elbo", "higher"),
+        ("eval/iwae_500", "higher"),
+        ("eval/bound_gap", None),
+        ("eval/cnll_is_100", "lower"),
+        ("eval/modes", "higher"),
+        ("eval/mode_kl", "lower"),
         ("accuracy/blossom", None),
         ("eval/stopped", None),
         ("train/loss_rank", None),
@@ -400,3 +408,13 @@ def test_results_are_drawn_beside_their_baselines(tmp_path: Path) -> None:
     assert width > height > 300
     assert not draw_results({"eval/rankme": 80.0}, "no accuracy", tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_names_tell_the_direction_that_evaluators_tell() -> None:
+    # Measures of collapse warn; a comparison marks nobody as best for them.
+    evaluators = [kind() for kind in get_args(get_args(EvaluatorConfig)[0]) if kind is not Collapse]
+    told = {name: better for each in evaluators for name, better in each.higher_is_better.items()}
+    assert {"knn_top1", "elbo", "bleu", "exact_match", "nll", "motion_whole", "classifier_frechet"} <= set(told)
+    assert {name: direction(f"eval/{name}") for name in told} == {
+        name: "higher" if higher else "lower" for name, higher in told.items()
+    }

@@ -7,7 +7,21 @@ import sys
 
 import typer
 
-from heliostat.cli import compare, doctor, evaluate, list_, play, register, replay, resume, run, runs, ui, validate
+from heliostat.cli import (
+    compare,
+    doctor,
+    evaluate,
+    list_,
+    play,
+    register,
+    replay,
+    resume,
+    run,
+    runs,
+    sample,
+    ui,
+    validate,
+)
 from heliostat.errors import InputError, RunError
 
 app = typer.Typer(
@@ -29,6 +43,7 @@ app.command("compare")(compare.compare)
 app.command("register")(register.register)
 app.command("evaluate")(evaluate.evaluate)
 app.command("play")(play.play)
+app.command("sample")(sample.sample)
 app.command("ui")(ui.ui)
 app.command("doctor")(doctor.doctor)
 

@@ -151,6 +151,19 @@ def draw_panels(titles: Sequence[str], images: npt.NDArray[np.uint8], path: Path
     figure.savefig(path, format="png")
 
 
+def draw_points(points: npt.NDArray[np.float32], truth: npt.NDArray[np.float32], path: Path) -> None:
+    """Write points (N, 2) that were made over points (M, 2) of the data, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5, 4.5), layout="constrained", dpi=150)
+    panel = figure.subplots()
+    panel.scatter(truth[:, 0], truth[:, 1], s=24, color=PALETTE[1], alpha=0.5, linewidths=0, label="data")
+    panel.scatter(points[:, 0], points[:, 1], s=4, color=PALETTE[0], alpha=0.5, linewidths=0, label="made")
+    panel.set_aspect("equal", adjustable="datalim")
+    panel.legend(fontsize=8, frameon=False, loc="center")
+    figure.savefig(path, format="png")
+
+
 _RIGHT, _WRONG = PALETTE[0], PALETTE[1]
 
 

@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from heliostat.tracking.statistics import Verdict
 
 Direction: TypeAlias = Literal["higher", "lower"]
-_HIGHER = re.compile(r"(^|_)(top\d*|accuracy|recall|precision|map|rank|return|per_second)(_|$)")
-_LOWER = re.compile(r"(^|_)(loss|interval|error|seconds|perplexity|frechet)(_|$)")
+_HIGHER = re.compile(
+    r"(^|_)(top\d*|accuracy|recall|precision|map|rank|return|per_second|elbo|iwae|modes|quality|match|bleu|whole)(_|$)"
+)
+_LOWER = re.compile(
+    r"(^|_)(loss|interval|error|seconds|perplexity|frechet|cnll|mode_kl|nll|distance|bits_per_character)(_|$)"
+)
 _VALIDATION = re.compile(r"(^|[/_])val(idation)?([/_])")
 _SHARE = re.compile(r"(^|_)(top\d+|accuracy|(recall|precision)_\d+|map)$")
 INTERVAL = "_interval"
