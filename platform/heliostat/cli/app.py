@@ -7,7 +7,21 @@ import sys
 
 import typer
 
-from heliostat.cli import compare, doctor, evaluate, list_, play, replay, resume, run, runs, sample, ui, validate
+from heliostat.cli import (
+    compare,
+    doctor,
+    evaluate,
+    list_,
+    play,
+    register,
+    replay,
+    resume,
+    run,
+    runs,
+    sample,
+    ui,
+    validate,
+)
 from heliostat.errors import InputError, RunError
 
 app = typer.Typer(
@@ -26,6 +40,7 @@ app.command("resume")(resume.resume)
 app.command("replay")(replay.replay)
 app.command("runs")(runs.runs)
 app.command("compare")(compare.compare)
+app.command("register")(register.register)
 app.command("evaluate")(evaluate.evaluate)
 app.command("play")(play.play)
 app.command("sample")(sample.sample)
