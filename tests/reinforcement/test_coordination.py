@@ -22,7 +22,7 @@ import torch
 
 from heliostat.config.reinforcement import ReinforcementJob
 from heliostat.errors import RunError
-from heliostat.reinforcement import launch, overlapped, session
+from heliostat.reinforcement import flight, launch, overlapped, session
 from heliostat.reinforcement.crew import LocalCrew, Member, MemberLost, Resources
 from heliostat.reinforcement.rollout import RolloutReport, RolloutWorker
 from heliostat.reinforcement.session import Session
@@ -362,8 +362,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Any) -> Callable[
             patch.setattr(launch, "Session", Watched)
             patch.setattr(launch, "_crew", lambda job: crew)
             if isinstance(crew, SimulatedCrew):
-                patch.setattr(overlapped, "time", Clock(crew))
-                patch.setattr(session, "time", Clock(crew))
+                for module in (flight, overlapped, session):
+                    patch.setattr(module, "time", Clock(crew))
             try:
                 outcome = launch.run(job, job.environment.spec(), folder, watcher)
             except RunError as failure:
@@ -439,7 +439,7 @@ def test_in_lockstep_the_run_is_what_was_asked_for(small: MakeJob, run: Callable
     assert_complete(ended)
     assert ended.session.updates == demanded(job, ended.session.played)
     assert ended.inserted == ended.session.played
-    assert ended.session.failures == 0
+    assert ended.session.roster.failures == 0
     assert ended.notices == []
     again = run(job, SimulatedCrew(seed=5), "again")  # in any other order
     assert all(torch.equal(v, again.weights["agent"][n]) for n, v in ended.weights["agent"].items())
@@ -465,7 +465,7 @@ def test_overlapped_the_run_is_what_was_asked_for(
     ended = run(job, SimulatedCrew(seed))
     assert_complete(ended)
     assert ended.inserted == ended.session.played
-    assert (ended.session.failures, ended.notices) == (0, [])
+    assert (ended.session.roster.failures, ended.notices) == (0, [])
     assert ended.session.limiter.state() == {
         "inserted": ended.session.played,
         "sampled": ended.session.updates * job.optimization.batch_size,
@@ -595,7 +595,7 @@ def test_whoever_dies_is_replaced_and_the_run_ends_with_what_was_asked_for(
         assert len(ended.notices) == 1, ended.notices
         assert ended.notices[0].startswith(f"{fault.role} {fault.index} was replaced (it was killed): ")
         assert LOST[fault.role] in ended.notices[0]
-        assert ended.session.failures == 1
+        assert ended.session.roster.failures == 1
         assert ended.told.curve("run/failures")[-1][1] == 1
         lives = Counter((member.role, member.index) for member in ended.crew.hired)
         assert lives.pop((fault.role, fault.index)) == 2
@@ -616,7 +616,7 @@ def test_a_death_at_the_very_end_costs_nothing_of_what_was_asked_for(
     kill = [Fault(role, 0, method, last)]
     ended = run(job, SimulatedCrew(None, kill), "run")
     assert_complete(ended)
-    assert ended.session.failures == 1
+    assert ended.session.roster.failures == 1
 
 
 @pytest.mark.parametrize("role", ["rollout", "shard", "learner", "evaluator"])
@@ -676,7 +676,7 @@ def test_a_rollout_that_fails_twice_is_replaced_twice(
     job = small(*ONE, f"resources.overlap={str(overlap).lower()}")
     ended = run(job, SimulatedCrew(1, [Fault("rollout", 0, "play", 3, kind, times=2)]))
     assert_complete(ended)
-    assert ended.session.failures == 2
+    assert ended.session.roster.failures == 2
     assert [member.life for member in ended.crew.hired if member.role == "rollout"] == [0, 1, 2]
 
 
@@ -729,7 +729,7 @@ def test_after_a_learner_s_death_nobody_plays_with_what_it_had_learned_since(
     crew.call = call  # type: ignore[method-assign]
     ended = run(job, crew)
     assert_complete(ended)
-    assert ended.session.failures == 1
+    assert ended.session.roster.failures == 1
     assert all(given), given
 
 
@@ -748,7 +748,7 @@ def test_a_memory_that_is_lost_is_filled_before_learning_goes_on(small: MakeJob,
         crew.call = call  # type: ignore[method-assign]
         ended = run(job, crew, f"{overlap}-{seed}")
         assert_complete(ended)
-        assert ended.session.failures == 1
+        assert ended.session.roster.failures == 1
         assert min(fewest) >= 120 - 4, "it was learned from what had hardly begun to fill"
 
 
@@ -806,7 +806,7 @@ def test_a_member_that_cannot_be_made_ends_the_run_with_the_reason(
     for role, name in (("shard", "ReplayShard"), ("learner", "Learner"), ("evaluator", "Judge")):
         for overlap in ("false", "true"):
             with monkeypatch.context() as patch:
-                patch.setattr(f"heliostat.reinforcement.session.{name}", broken)
+                patch.setattr(f"heliostat.reinforcement.roster.{name}", broken)
                 job = small(*MANY, f"resources.overlap={overlap}", "resources.max_failures=2")
                 ended = run(job, SimulatedCrew(1), f"{role}-{overlap}")
             assert ended.error is not None
@@ -820,7 +820,7 @@ def test_a_second_death_while_the_first_is_mended(small: MakeJob, run: Callable[
     faults = [Fault("learner", 0, "update", 12), Fault("learner", 0, "load", 1)]
     ended = run(job, SimulatedCrew(None, faults))
     assert_complete(ended)
-    assert ended.session.failures == 2
+    assert ended.session.roster.failures == 2
 
 
 @pytest.mark.parametrize("roles", list(itertools.combinations(["rollout", "shard", "learner", "evaluator"], 2)))
@@ -831,7 +831,7 @@ def test_two_deaths_at_once(small: MakeJob, run: Callable[..., Run], roles: tupl
         moment = calm.crew.tasks // 2
         ended = run(job, SimulatedCrew(seed, kills=[(moment, role, 0) for role in roles]), f"{overlap}-{seed}")
         assert_complete(ended)
-        assert ended.session.failures == 2
+        assert ended.session.roster.failures == 2
         assert {notice.split(" was replaced")[0] for notice in ended.notices} == {f"{role} 0" for role in roles}
 
 
@@ -859,7 +859,7 @@ def killed_at_random(small: MakeJob, run: Callable[..., Run], seed: int) -> None
     kills = random_kills(dice, 3)
     ended = run(random_job(small, dice), SimulatedCrew(seed, kills=kills))
     assert_complete(ended)
-    assert ended.session.failures <= len(kills), ended.notices
+    assert ended.session.roster.failures <= len(kills), ended.notices
 
 
 def driver_killed_at_random(small: MakeJob, run: Callable[..., Run], seed: int) -> None:

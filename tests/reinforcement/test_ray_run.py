@@ -263,7 +263,7 @@ def test_whoever_is_killed_is_replaced(small: MakeJob, run: Any, role: str, inde
     assert len(told.notices) == 1, told.notices
     assert told.notices[0].startswith(f"{role} {index} was replaced (")
     assert lost in told.notices[0]
-    assert told.session.failures == 1
+    assert told.session.roster.failures == 1
     assert told.curve("run/failures")[-1][1] == 1
 
 
@@ -305,7 +305,7 @@ def test_an_environment_that_fails(small: MakeJob, run: Any, tmp_path: Path, how
 
     once = run(job(f"{{how: {how}, at: 40, once: '{tmp_path / 'marker'}'}}"), name="once")
     assert once.outcome.status == "finished"
-    assert once.session.failures == 1
+    assert once.session.roster.failures == 1
     assert len(once.notices) == 1
     with pytest.raises(RunError, match=said.replace("lane 1", "lane [01]")) as caught:
         run(job(f"{{how: {how}, at: 20}}"), name="always")

@@ -12,7 +12,7 @@ class Lockstep:
     """Rounds of: all rollouts play, their steps are stored, and as many updates are made as the ratio asks for."""
 
     def __init__(self, session: Session) -> None:
-        self.session = session
+        self.session, self.roster = session, session.roster
 
     def run(self) -> bool:
         """Work until all steps are played and learned from, and saved; False where the run was asked to stop before."""
@@ -45,27 +45,29 @@ class Lockstep:
         try:
             session.save(wait=True)
         except MemberLost as lost:
-            session.mend(session.learners[0], lost, session.shards)
+            session.mend(self.roster.learners[0], lost, self.roster.shards)
             return False
         return True
 
     def _play(self) -> None:
         session = self.session
-        teachers = session.learners[:1]  # whose weights are played with
-        asked = [(member, session.lanes(member.index), session.ask_to_play(member)) for member in session.rollouts]
+        teachers = self.roster.learners[:1]  # whose weights are played with
+        asked = [
+            (member, self.roster.lanes(member.index), session.ask_to_play(member)) for member in self.roster.rollouts
+        ]
         stored: list[tuple[Member, object]] = []
         for member, lanes, (report, *steps) in asked:
             try:
-                played = session.get(report, member)
+                played = self.roster.get(report, member)
             except MemberLost as lost:
                 session.mend(member, lost, teachers)
                 continue
             session.account(played)
-            for shard, part in zip(session.shards, steps, strict=True):
-                stored.append((shard, session.crew.ask(shard, "insert", part, lanes)))
+            for shard, part in zip(self.roster.shards, steps, strict=True):
+                stored.append((shard, self.roster.ask(shard, "insert", part, lanes)))
         for shard, future in stored:
             try:
-                session.hear(shard.index, session.get(future, shard))
+                session.hear(shard, self.roster.get(future, shard))
             except MemberLost as lost:
                 session.mend(shard, lost)
 
@@ -75,12 +77,12 @@ class Lockstep:
         try:
             told = session.land(flight)
         except MemberLost as lost:
-            session.mend(session.learners[0], lost, session.shards)
+            session.mend(self.roster.learners[0], lost, self.roster.shards)
             session.abandon(flight)
             return
         for shard, future in told:
             try:
-                session.hear(shard.index, session.get(future, shard))
+                session.hear(shard, self.roster.get(future, shard))
             except MemberLost as lost:
                 session.mend(shard, lost)
 
@@ -90,16 +92,18 @@ class Lockstep:
         while True:
             future, step, learner = session.ask_judge()
             try:
-                return session.judged(session.get(future, session.judge), step)
+                return session.judged(self.roster.get(future, self.roster.judge), step)
             except MemberLost as lost:
-                session.mend(session.judge, lost, [learner])
+                session.mend(self.roster.judge, lost, [learner])
 
     def _random_play(self) -> tuple[Episode, ...]:
         session = self.session
         session.tell("playing at random, for comparison", at_once=True)
         while True:
             try:
-                found: tuple[Episode, ...] = session.get(session.crew.ask(session.judge, "random_play"), session.judge)
+                found: tuple[Episode, ...] = self.roster.get(
+                    self.roster.ask(self.roster.judge, "random_play"), self.roster.judge
+                )
                 return found
             except MemberLost as lost:
-                session.mend(session.judge, lost)
+                session.mend(self.roster.judge, lost)
