@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import threading
 import time
 from collections import Counter, deque
@@ -24,9 +25,11 @@ from heliostat.config.reinforcement import ReinforcementJob
 from heliostat.errors import RunError
 from heliostat.reinforcement import flight, launch, overlapped, session
 from heliostat.reinforcement.crew import LocalCrew, Member, MemberLost, Resources
+from heliostat.reinforcement.judge import Verdict
+from heliostat.reinforcement.learner import LearnerReport
 from heliostat.reinforcement.rollout import RolloutReport, RolloutWorker
 from heliostat.reinforcement.session import Session
-from heliostat.reinforcement.shard import ReplayShard
+from heliostat.reinforcement.shard import ReplayShard, ShardReport
 from heliostat.reinforcement.snapshots import Pending
 from heliostat.training.monitor import Outcome
 from heliostat.training.run_folder import RunFolder
@@ -105,6 +108,10 @@ class SimulatedCrew:
     faults: Sequence[Fault] = ()
     kills: Sequence[tuple[int, str, int]] = ()
     """(number of tasks done by all, role, index): who dies then."""
+    nodes: Sequence[tuple[int, Sequence[Key]]] = ()
+    """(number of tasks done by all, who is there): a machine that is lost then, with all that its members made."""
+    slow: dict[Key, int] = field(default_factory=dict)
+    """Members who get one turn where the others get so many."""
     ends: int | None = None
     """Number of tasks done by all after which the coordinator is killed."""
     members: dict[Key, Member] = field(default_factory=dict)
@@ -112,6 +119,8 @@ class SimulatedCrew:
     queues: dict[Key, deque[Task]] = field(default_factory=dict)
     dead_ones: dict[Key, str] = field(default_factory=dict)
     hanging: set[Key] = field(default_factory=set)
+    made: dict[Key, list[Future]] = field(default_factory=dict)
+    """What lies on the machine of each; small things travel to the coordinator at once."""
     calls: Counter[tuple[str, int, str]] = field(default_factory=Counter)
     hired: list[Member] = field(default_factory=list)
     reports: list[RolloutReport] = field(default_factory=list)
@@ -124,6 +133,7 @@ class SimulatedCrew:
     def __post_init__(self) -> None:
         self.dice = random.Random(self.seed)
         self.killed = sorted(self.kills)
+        self.broken = sorted(self.nodes)
 
     # What a coordinator sees
 
@@ -222,6 +232,10 @@ class SimulatedCrew:
             _, *key = self.killed.pop(0)
             if (key[0], key[1]) in self.objects:
                 self.die((key[0], key[1]))  # type: ignore[arg-type]
+        while self.broken and self.broken[0][0] <= self.tasks:
+            for key in self.broken.pop(0)[1]:
+                if key in self.objects:
+                    self.lose(key)
         able = [
             key
             for key, queue in self.queues.items()
@@ -229,8 +243,16 @@ class SimulatedCrew:
         ]
         if not able:
             return False
-        self.do(self.dice.choice(able))
+        turns = [1 / self.slow.get(key, 1) for key in able]
+        self.do(self.dice.choices(able, turns)[0] if self.slow else self.dice.choice(able))
         return True
+
+    def lose(self, key: Key) -> None:
+        """A member dies with its machine, and what it made can be had no more."""
+        self.die(key, "its node is gone")
+        for future in self.made.pop(key, ()):
+            if future.lost is None:
+                future.value, future.lost = None, "ObjectLostError: its node is gone"
 
     def do(self, key: Key) -> None:
         self.tasks += 1
@@ -268,6 +290,8 @@ class SimulatedCrew:
         values = [value] if len(task.futures) == 1 else value
         for future, each in zip(task.futures, values, strict=True):
             future.settle(each)
+            if not isinstance(each, RolloutReport | LearnerReport | ShardReport | Verdict | float):
+                self.made.setdefault(key, []).append(future)
 
     def call(self, key: Key, task: Task) -> Any:
         arguments = [a.value if isinstance(a, Future) else a for a in task.arguments]
@@ -397,8 +421,8 @@ def demanded(job: ReinforcementJob, played: int) -> int:
     return int(replay.samples_per_insert * (played - replay.minimum) // job.optimization.batch_size)
 
 
-def assert_complete(run: Run, *, resumed: bool = False) -> None:
-    """What holds of every run that has finished."""
+def assert_complete(run: Run, *, resumed: bool = False, short: int = 0) -> None:
+    """What holds of every run that has finished; ``short``: updates for which no memory was left."""
     job, session = run.session.job, run.session
     assert run.error is None, run.error
     assert run.outcome is not None
@@ -413,7 +437,7 @@ def assert_complete(run: Run, *, resumed: bool = False) -> None:
     assert run.weights is None or run.adam_steps == session.updates  # a learner may die when all is done
     slack = 0.0 if resources.lockstep else job.replay.samples_per_insert * (job.replay.tolerance or 0.0)
     ahead = int((job.replay.samples_per_insert * (session.played - job.replay.minimum) + slack) // batch)
-    assert demanded(job, session.played) <= session.updates <= max(ahead, demanded(job, session.played))
+    assert demanded(job, session.played) - short <= session.updates <= max(ahead, demanded(job, session.played))
     state = run.folder.checkpoints().load(session.played)
     assert (state["played"], state["updates"]) == (session.played, session.updates)
     assert adam_steps(state["learner"]) == session.updates
@@ -894,6 +918,73 @@ def test_killed_at_many_random_moments(small: MakeJob, run: Callable[..., Run], 
 @pytest.mark.parametrize("seed", range(100, 300))
 def test_a_driver_that_is_killed_at_many_random_moments(small: MakeJob, run: Callable[..., Run], seed: int) -> None:
     driver_killed_at_random(small, run, seed)
+
+
+def lost_nodes(dice: random.Random, most: int) -> list[tuple[int, Sequence[Key]]]:
+    """Machines that are lost at random moments, each with some of the members on it."""
+    everybody: list[Key] = [
+        ("rollout", 0),
+        ("rollout", 1),
+        ("shard", 0),
+        ("shard", 1),
+        ("learner", 0),
+        ("evaluator", 0),
+    ]
+    return [
+        (dice.randint(0, 400), dice.sample(everybody, dice.randint(1, len(everybody))))
+        for _ in range(dice.randint(1, most))
+    ]
+
+
+def nodes_lost_at_random(small: MakeJob, run: Callable[..., Run], seed: int) -> None:
+    dice = random.Random(seed)
+    nodes = lost_nodes(dice, 2)
+    ended = run(random_job(small, dice, "resources.max_failures=12"), SimulatedCrew(seed, nodes=nodes))
+    short = 0
+    if ended.notices and (said := re.match(r"([\d,]+) updates were not made: ", ended.notices[-1])):
+        # All steps were played when the whole memory was lost: nothing can fill it again.
+        short = int(said[1].replace(",", ""))
+        assert sum(stand.items for stand in ended.session.stands) == 0
+    assert_complete(ended, short=short)
+    assert ended.session.roster.failures <= sum(len(there) for _, there in nodes), ended.notices
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_machines_that_are_lost_at_random_moments(small: MakeJob, run: Callable[..., Run], seed: int) -> None:
+    """Their members die together, and what they had made for others is gone though it was there already."""
+    nodes_lost_at_random(small, run, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 300))
+def test_machines_that_are_lost_at_many_random_moments(small: MakeJob, run: Callable[..., Run], seed: int) -> None:
+    nodes_lost_at_random(small, run, seed)
+
+
+# Slow members
+
+
+@pytest.mark.parametrize(
+    "slow", [("rollout", 0), ("shard", 0), ("learner", 0), ("evaluator", 0)], ids=lambda key: key[0]
+)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_slow_member_holds_up_nobody_beyond_the_ratio(
+    small: MakeJob, run: Callable[..., Run], slow: Key, seed: int
+) -> None:
+    """One who gets a fortieth of the turns: the bounds of the ratio hold as ever; and who does not depend on it goes
+    on without it."""
+    job = small(*MANY, "optimization.steps=400")
+    ended = run(job, SimulatedCrew(seed, slow={slow: 40}))
+    assert_complete(ended)
+    assert (ended.session.roster.failures, ended.notices) == (0, [])
+    least, most = ended.extremes
+    assert least >= -4 * 48
+    assert most <= max(4 * 20, 16 - 4 * 20 + 4 * 4 * 4)
+    first, second = (ended.crew.calls["rollout", number, "play"] for number in range(2))
+    if slow == ("rollout", 0):  # the other plays in its place
+        assert second > 3 * first > 0
+    else:
+        assert max(first, second) < 2 * min(first, second)
 
 
 # Slow storage

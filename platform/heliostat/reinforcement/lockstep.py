@@ -3,6 +3,9 @@ actors of Ray alike."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from heliostat.reinforcement.crew import Member, MemberLost
 from heliostat.reinforcement.rollout import Episode
 from heliostat.reinforcement.session import Session
@@ -55,7 +58,7 @@ class Lockstep:
         asked = [
             (member, self.roster.lanes(member.index), session.ask_to_play(member)) for member in self.roster.rollouts
         ]
-        stored: list[tuple[Member, object]] = []
+        stored: list[tuple[Member, Member, object]] = []
         for member, lanes, (report, *steps) in asked:
             try:
                 played = self.roster.get(report, member)
@@ -64,12 +67,9 @@ class Lockstep:
                 continue
             session.account(played)
             for shard, part in zip(self.roster.shards, steps, strict=True):
-                stored.append((shard, self.roster.ask(shard, "insert", part, lanes)))
-        for shard, future in stored:
-            try:
-                session.hear(shard, self.roster.get(future, shard))
-            except MemberLost as lost:
-                session.mend(shard, lost)
+                stored.append((shard, member, self.roster.ask(shard, "insert", part, lanes)))
+        for shard, player, future in stored:
+            self._hear(shard, future, [player])
 
     def _learn(self) -> None:
         session = self.session
@@ -81,10 +81,15 @@ class Lockstep:
             session.abandon(flight)
             return
         for shard, future in told:
-            try:
-                session.hear(shard, self.roster.get(future, shard))
-            except MemberLost as lost:
-                session.mend(shard, lost)
+            self._hear(shard, future, flight.learners)
+
+    def _hear(self, shard: Member, future: Any, makers: Sequence[Member]) -> None:
+        """Take in how a shard stands after something that others made; a node that is lost takes that with it, though
+        it was there already."""
+        try:
+            self.session.hear(shard, self.roster.get(future, shard))
+        except MemberLost as lost:
+            self.session.mend(shard, lost, makers)
 
     def _evaluate(self) -> dict[str, float]:
         session = self.session
