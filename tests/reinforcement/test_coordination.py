@@ -1100,6 +1100,25 @@ def assert_complete_resumed(first: Run, second: Run, *, replay: bool) -> None:
     assert most > 0
 
 
+@pytest.mark.parametrize("overlap", [False, True], ids=["lockstep", "overlapped"])
+@pytest.mark.parametrize("evaluation", [1, 3], ids=["on-the-way", "last"])
+def test_a_run_that_is_asked_to_stop_does_not_wait_for_an_evaluation(
+    small: MakeJob, run: Callable[..., Run], overlap: bool, evaluation: int
+) -> None:
+    """A game may take hours. It is played again when the run goes on."""
+    job = small(*MANY, f"resources.overlap={str(overlap).lower()}")
+    crew = SimulatedCrew(1, [Fault("evaluator", 0, "evaluate", evaluation, "hangs")])
+    stopped = run(job, crew, stop=lambda session: bool(crew.hanging))
+    assert stopped.outcome is not None
+    assert stopped.outcome.status == "interrupted"
+    assert len(stopped.told.curve("eval/return")) == evaluation - 1
+    ended = run(job, SimulatedCrew(2))
+    assert_complete(ended, resumed=True)
+    assert (ended.session.roster.failures, ended.notices) == (0, [])
+    # At 100, at 200 and at the end: each once.
+    assert len(dict(ended.told.curve("eval/return"))) == 3 - (evaluation - 1)
+
+
 def test_speeds_after_a_resume_are_of_what_was_done_since(
     small: MakeJob, run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from heliostat.reinforcement.crew import Member, MemberLost
 from heliostat.reinforcement.rollout import Episode
+from heliostat.reinforcement.roster import WAIT_SECONDS
 from heliostat.reinforcement.session import Session
 
 
@@ -38,7 +39,12 @@ class Lockstep:
                     self._evaluate()
                 if session.checkpoint_due():
                     self._save()
-            session.results |= self._evaluate()
+            results = self._evaluate()
+            if results is None:
+                while not self._save():
+                    pass
+                return False
+            session.results |= results
             if not session.updates_due and self._save():  # a learner that dies takes updates with it
                 return True
 
@@ -91,12 +97,18 @@ class Lockstep:
         except MemberLost as lost:
             self.session.mend(shard, lost, makers)
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, float] | None:
+        """What the agent is worth now; None where the run was asked to stop. In one process that is not seen before the
+        last episode has ended."""
         session = self.session
         session.tell("evaluating", at_once=True)
         while True:
             future, step, learner = session.ask_judge()
             try:
+                while not self.roster.crew.ready([future], WAIT_SECONDS):
+                    if session.stop_requested():
+                        return None
+                    session.tell("evaluating")
                 return session.judged(self.roster.get(future, self.roster.judge), step)
             except MemberLost as lost:
                 session.mend(self.roster.judge, lost, [learner])

@@ -15,10 +15,8 @@ from typing import Any
 from heliostat.errors import RunError
 from heliostat.reinforcement.crew import Member, MemberLost
 from heliostat.reinforcement.flight import Flight
-from heliostat.reinforcement.roster import ANSWER_SECONDS
+from heliostat.reinforcement.roster import ANSWER_SECONDS, WAIT_SECONDS
 from heliostat.reinforcement.session import Session
-
-_WAIT_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -67,17 +65,18 @@ class Overlapped:
         if not session.results:
             self._random_play = self.roster.ask(self.roster.judge, "random_play")
         while True:
-            if not self._work():
+            if self._work():
+                session.tell("evaluating", at_once=True)
+                results = self._last_evaluation()
+                if results is not None:
+                    session.results |= results
+                    if self._save(wait=True) and self._done():
+                        return True
+            if session.stop_requested():
                 self._settle()
                 while not self._save(wait=True):
                     self._settle()
                 return False
-            session.tell("evaluating", at_once=True)
-            results = self._last_evaluation()
-            if results is not None:
-                session.results |= results
-                if self._save(wait=True) and self._done():
-                    return True
 
     def _work(self) -> bool:
         """Play and learn until nothing is left to do; False where the run was asked to stop before."""
@@ -154,7 +153,7 @@ class Overlapped:
         waiting: list[Any] = [*self._playing, *self._storing]
         waiting += [flight.reports[0] for flight in self._learning]
         waiting += [future for future in (self._judging and self._judging[0], self._random_play) if future is not None]
-        done = set(self.roster.crew.ready(waiting, _WAIT_SECONDS))
+        done = set(self.roster.crew.ready(waiting, WAIT_SECONDS))
         for future in [future for future in self._storing if future in done]:
             if future not in self._storing:
                 continue  # its shard was found dead a moment ago
@@ -281,15 +280,20 @@ class Overlapped:
             self._take_in()
 
     def _last_evaluation(self) -> dict[str, float] | None:
-        """What the run comes to; None where a learner was lost, so that there are updates to make again first."""
+        """What the run comes to; None where a learner was lost, so that there are updates to make again first, or where
+        the run was asked to stop."""
         session = self.session
         while self._random_play is not None or self._judging is not None:
+            if session.stop_requested():
+                return None
             self._take_in()
             session.tell("evaluating")
         while self._done():
             future, step, learner = session.ask_judge()
             try:
-                while not self.roster.crew.ready([future], _WAIT_SECONDS):
+                while not self.roster.crew.ready([future], WAIT_SECONDS):
+                    if session.stop_requested():
+                        return None
                     session.tell("evaluating")
                 return session.judged(self.roster.get(future, self.roster.judge), step)
             except MemberLost as lost:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 ANSWER_SECONDS = 600.0
 """How long shards and learners may take to answer; rollouts and judges are bounded by their environments' own limit."""
+WAIT_SECONDS = 0.2
+"""For which a coordinator waits before it looks whether the run was asked to stop."""
 _START_SECONDS = 120.0
 """Time for an actor to start."""
 
