@@ -97,7 +97,8 @@ class ReinforcementResources(Section):
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0
     """GPUs of a rollout actor for its network: a share of one as a rule; 0: it acts on the CPU."""
     max_failures: Annotated[int, Field(ge=0)] = 10
-    """How many dead or hanging actors of all kinds are replaced before the run fails."""
+    """How many dead or hanging actors of all kinds are replaced before the run fails. A lost node counts for each of
+    its actors."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
