@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from heliostat.cli import compare, doctor, evaluate, list_, play, replay, resume, run, runs, ui, validate
+from heliostat.cli import compare, doctor, evaluate, jobs, list_, play, replay, resume, run, runs, submit, ui, validate
 from heliostat.errors import InputError, RunError
 
 app = typer.Typer(
@@ -28,6 +28,8 @@ app.command("runs")(runs.runs)
 app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.command("play")(play.play)
+app.command("submit")(submit.submit)
+app.add_typer(jobs.app)
 app.command("ui")(ui.ui)
 app.command("doctor")(doctor.doctor)
 

@@ -8,7 +8,7 @@ import re
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 import psutil
 
+from heliostat.clusters import submitted
 from heliostat.config.job import Tracking
 from heliostat.config.loading import AnyJob, dump
 from heliostat.errors import InputError, Problem, RunError
@@ -89,7 +90,7 @@ def conduct(job: AnyJob, facts: Sequence[DataFacts], folder: RunFolder, watcher:
         folder.storage.replace("job.yaml", dump(job).encode())
         folder.storage.write_json("environment.json", describe())
         folder.update(status="running", tracking_uri=display_uri(uri), experiment=job.tracking.experiment)
-        open_tracker = partial(_open_tracker, job, facts, uri, folder)
+        open_tracker = partial(_open_tracker, job, facts, uri, folder, submitted.tags())
         monitor, outcome = work(folder, open_tracker, _Watched(watcher, folder))
         with tempfile.TemporaryDirectory(prefix="heliostat-") as pictures:
             try:
@@ -107,7 +108,9 @@ def conduct(job: AnyJob, facts: Sequence[DataFacts], folder: RunFolder, watcher:
         return Finished(folder, outcome, uri, tracking)
 
 
-def _open_tracker(job: AnyJob, data: Sequence[DataFacts], uri: str, folder: RunFolder) -> Tracker:
+def _open_tracker(
+    job: AnyJob, data: Sequence[DataFacts], uri: str, folder: RunFolder, submission: Mapping[str, str]
+) -> Tracker:
     """Make the tracker of a run and tell it what does not change while the run works."""
     environment = folder.storage.read("environment.json").decode()
     git = json.loads(environment)["git"]
@@ -117,6 +120,7 @@ def _open_tracker(job: AnyJob, data: Sequence[DataFacts], uri: str, folder: RunF
         "mlflow.source.name": "heliostat",
         "mlflow.source.type": "JOB" if job.resources.runtime == "ray" else "LOCAL",
         "mlflow.user": psutil.Process().username(),
+        **submission,
     }
     begin = getattr(job, "begin", None)
     if begin is not None:
