@@ -7,7 +7,22 @@ import sys
 
 import typer
 
-from heliostat.cli import compare, doctor, evaluate, jobs, list_, play, replay, resume, run, runs, submit, ui, validate
+from heliostat.cli import (
+    cluster,
+    compare,
+    doctor,
+    evaluate,
+    jobs,
+    list_,
+    play,
+    replay,
+    resume,
+    run,
+    runs,
+    submit,
+    ui,
+    validate,
+)
 from heliostat.errors import InputError, RunError
 
 app = typer.Typer(
@@ -30,6 +45,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("play")(play.play)
 app.command("submit")(submit.submit)
 app.add_typer(jobs.app)
+app.add_typer(cluster.app)
 app.command("ui")(ui.ui)
 app.command("doctor")(doctor.doctor)
 

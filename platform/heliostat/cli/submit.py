@@ -86,7 +86,8 @@ def submit(
                 console.print(f"[bold yellow]note[/]: {remark.what}")
     with reached(file, address, console.print) as there:
         jobs = Jobs(there)
-        _require_room(jobs, plan)
+        for remark in submission.short_of(jobs, plan):
+            console.print(f"[bold yellow]note[/]: {remark}")
         attempt = submission.next_attempt(jobs, plan, goes_on=continue_)
         goes_on = continue_
         while True:
@@ -106,10 +107,6 @@ def submit(
             )
             jobs = Jobs(there)
     _leave(console, ended, plan, identity, json=json)
-
-
-def _require_room(jobs: object, plan: Plan) -> None:
-    """A cluster without an autoscaler will never have more than it has."""
 
 
 def _followed(console: Console, connect: object, identity: str, *, patient: bool) -> Submission | None:

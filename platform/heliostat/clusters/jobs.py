@@ -145,6 +145,16 @@ class Jobs:
         """All jobs that worked on a run, the latest first."""
         return [job for job in self.list() if run in (job.run, job.id)]
 
+    def room(self) -> dict[str, float]:
+        """CPUs and GPUs of the nodes that are there now; empty where the dashboard does not tell."""
+        with self._asking():
+            answer = self.client._do_request("GET", "/api/cluster_status")  # the client has no method for it
+        try:
+            usage = answer.json()["data"]["clusterStatus"]["loadMetricsReport"]["usage"]
+            return {kind: float(usage[kind][1]) if kind in usage else 0.0 for kind in ("CPU", "GPU")}
+        except (ValueError, KeyError, TypeError, IndexError):
+            return {}
+
     def logs(self, submission_id: str) -> str:
         """What a job has printed so far."""
         with self._asking():

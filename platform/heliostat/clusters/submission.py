@@ -15,6 +15,7 @@ from pathlib import Path
 
 from heliostat.clusters import submitted
 from heliostat.clusters.cluster_file import Site
+from heliostat.clusters.demand import demands
 from heliostat.clusters.jobs import Jobs, Submission, Unreachable
 from heliostat.clusters.shipping import Shipment, packed
 from heliostat.config.loading import AnyJob, Stage, load
@@ -154,6 +155,22 @@ def _lasting(job: AnyJob) -> list[Problem]:
 
 def _absolute(place: str) -> bool:
     return "://" in place or place.startswith("/")
+
+
+def short_of(jobs: Jobs, plan: Plan) -> list[str]:
+    """What the cluster lacks just now, in sentences. Whether it can grow is known to the job, which refuses what can never
+    be."""
+    have = jobs.room()
+    if not have:
+        return []
+    said = []
+    for kind, of_one in (("CPU", "cpus"), ("GPU", "gpus")):
+        need = max(sum(each.least * getattr(each, of_one) for each in demands(job)) for job in plan.jobs)
+        if need > have[kind]:
+            said.append(
+                f"the job needs {need:g} {kind}s, and the cluster has {have[kind]:g} now; it waits for more to join"
+            )
+    return said
 
 
 def next_attempt(jobs: Jobs, plan: Plan, *, goes_on: bool) -> int:

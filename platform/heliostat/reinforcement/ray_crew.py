@@ -53,6 +53,8 @@ class RayCrew:
             num_cpus=resources.cpus,
             num_gpus=resources.gpus,
             max_restarts=0,
+            # Memory and environments are shared out over the nodes; learners, who talk to one another, stay together.
+            scheduling_strategy="SPREAD" if member.role in ("shard", "rollout") else "DEFAULT",
         )
         actor = post.remote(make, resources.threads)
         self._actors[member.role, member.index], self._lives[member.role, member.index] = actor, actor.live.remote()

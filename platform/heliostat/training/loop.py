@@ -78,6 +78,7 @@ class TrainingLoop:
         self._first_bad = torch.tensor(_NEVER, device=runtime.device)
         self._failed_saves = 0
         self._unsound: set[int] = set()  # steps whose checkpoint cannot be read
+        self._warned = False  # whether a checkpoint was made because nodes will be taken away
         self._mark = (time.perf_counter(), 0)  # when the last point of the curves was made, and after how many steps
 
     def _parallel(self, algorithm: nn.Module) -> nn.Module:
@@ -270,7 +271,7 @@ class TrainingLoop:
             return Outcome("failed", done, message)
         if not last and self.evaluation.due(done, self.loader.steps_per_epoch):
             self._evaluate(done, at_end=False)
-        if last or stop or self._due(done):
+        if last or stop or self._preempted() or self._due(done):
             problem = self._save(done)
             if last and problem:
                 return Outcome("failed", done, f"training ended, but {problem}")
@@ -308,6 +309,17 @@ class TrainingLoop:
         by_steps = checkpoint.every_steps is not None and done % checkpoint.every_steps == 0
         by_epochs = checkpoint.every_epochs is not None and done % (checkpoint.every_epochs * steps_per_epoch) == 0
         return by_steps or by_epochs or self.evaluation.due(done, steps_per_epoch)
+
+    def _preempted(self) -> bool:
+        """Whether nodes will be taken away, the first time that it is told: what is saved now need not be made again by
+        the workers that replace these."""
+        warning = self.runtime.preemption()
+        if warning is None or self._warned:
+            return False
+        self._warned = True
+        if self.runtime.rank == 0:
+            self.runtime.notice(f"{warning}; saving a checkpoint now")
+        return True
 
     def _agree(self, made: Progressed) -> tuple[dict[str, float], int, bool]:
         """Average the metrics over workers, and settle together whether the loss went bad or a stop was asked for."""

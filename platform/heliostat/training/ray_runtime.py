@@ -73,6 +73,13 @@ class RayRuntime:
     def stop_requested(self) -> bool:
         return bool(self.rank == 0 and ray.get(self._monitor.stop_requested.remote()))
 
+    def preemption(self) -> str | None:
+        info = ray.train.get_preemption_info()  # a barrier: all workers call it at the same steps
+        if info is None:
+            return None
+        ranks = ", ".join(map(str, info.preempted_ranks))
+        return f"{len(info.preempted_node_ids)} node(s) with the workers {ranks} will be taken away"
+
 
 class _TellFailures(UserCallback):
     """Shows at once why a worker group is being restarted; runs on Ray Train's controller."""
@@ -145,6 +152,7 @@ class RayRun:
             },
             scaling_config=ScalingConfig(
                 num_workers=cast("int", resources.workers),  # or a range; Ray's annotation is that of Train v1
+                elastic_resize_monitor_interval_s=resources.resize_seconds,
                 use_gpu=resources.gpus_per_worker > 0,
                 resources_per_worker=per_worker,
             ),
