@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,8 @@ class Node:
     def kill(self) -> None:
         """All of its processes, at once."""
         victims = [self.process.pid]
-        try:
+        with suppress(psutil.NoSuchProcess):
             victims += [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
-        except psutil.NoSuchProcess:
-            pass
         for victim in victims:
             try:
                 os.kill(victim, signal.SIGKILL)
@@ -171,11 +170,11 @@ class Nodes:
         import urllib.error
         import urllib.request
 
-        request = urllib.request.Request(  # noqa: S310
+        request = urllib.request.Request(
             f"{self.address}/api/v0/nodes", headers={"Authorization": f"Bearer {self.token}"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=10) as answer:
                 rows = json.load(answer)["data"]["result"]["result"]
         except (OSError, urllib.error.URLError, KeyError, TypeError, ValueError):
             return []

@@ -111,30 +111,21 @@ def up(file: _File, yes: _Yes = False) -> None:
 
     found = _startable(file)
     require(look(found).problems)
-    if found.provider == "fake_multinode":
-        _run(["start", "--head", "--block", "--num-cpus=0", f"--autoscaling-config={file}"], RAY_FAKE_CLUSTER="1")
-    else:
-        _run(["up", str(file), *(["--yes"] if yes else [])])
+    _run(["up", str(file), *(["--yes"] if yes else [])])
 
 
 @app.command()
 def down(file: _File, yes: _Yes = False) -> None:
     """End a cluster by Ray's own command, which is printed."""
-    from heliostat.errors import InputError, Problem
-
-    if _startable(file).provider == "fake_multinode":
-        what = "this cluster ends with Ctrl-C where 'heliostat cluster up' runs; 'ray stop' would end every Ray here"
-        raise InputError(Problem(what, str(file)))
+    _startable(file)
     _run(["down", str(file), *(["--yes"] if yes else [])])
 
 
 @app.command()
 def status(file: _File) -> None:
     """Show a cluster's nodes and what is asked of them by Ray's own command, which is printed."""
-    if _startable(file).provider == "fake_multinode":
-        _run(["status"])
-    else:
-        _run(["exec", str(file), "ray status"])
+    _startable(file)
+    _run(["exec", str(file), "ray status"])
 
 
 def _startable(file: Path) -> ClusterFile:
@@ -148,18 +139,15 @@ def _startable(file: Path) -> ClusterFile:
     return found
 
 
-def _run(arguments: list[str], **variables: str) -> None:
+def _run(arguments: list[str]) -> None:
     """Show the command, run it here, and end as it ends."""
-    import os
     import shlex
     import subprocess
     import sys
 
-    shown = [*(f"{name}={value}" for name, value in variables.items()), "ray", *map(shlex.quote, arguments)]
-    print(" ".join(shown), file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "ray.scripts.scripts", *arguments]
+    print("ray", *map(shlex.quote, arguments), file=sys.stderr, flush=True)
     try:
-        code = subprocess.run(command, env={**os.environ, **variables}, check=False).returncode
+        code = subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *arguments], check=False).returncode
     except KeyboardInterrupt:
         code = 130
     if code:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
 import shutil
 import subprocess
@@ -99,7 +100,9 @@ def _providers() -> list[str]:
     # No public list; wrapped here. Ray is pinned, and a test holds this to it.
     from ray.autoscaler._private.providers import _NODE_PROVIDERS
 
-    return sorted(_NODE_PROVIDERS)
+    # Ray uses these by itself, or in its own tests; ray up cannot.
+    own = {"fake_multinode", "fake_multinode_docker", "readonly", "kuberay", "spark"}
+    return sorted(set(_NODE_PROVIDERS) - own)
 
 
 def _said_by_ray(config: dict[str, Any]) -> Iterator[tuple[str, tuple[str | int, ...]]]:
@@ -108,6 +111,7 @@ def _said_by_ray(config: dict[str, Any]) -> Iterator[tuple[str, tuple[str | int,
     import jsonschema
     from ray.autoscaler._private.util import prepare_config, validate_config
 
+    logging.getLogger("ray.autoscaler").setLevel(logging.WARNING)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
@@ -138,8 +142,6 @@ def _top_level() -> list[str]:
 def _unauthenticated(file: ClusterFile) -> list[Problem]:
     """Whoever reaches a cluster without a token may run any code on it."""
     config, problems = file.documents[0], []
-    if file.provider == "fake_multinode":  # started by ray start with the caller's environment
-        return []
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         commands = config.get(key)
         starting = (
@@ -320,6 +322,6 @@ def _open_ports(file: ClusterFile) -> list[Problem]:
                 "ray dashboard or SSH"
             )
             problems.append(Problem(what, file.where(*path)))
-        if path[-1:] == ("dashboard-host",) and text in ("0.0.0.0", "::") and file.kind == "ray-up":  # noqa: S104
+        if path[-1:] == ("dashboard-host",) and text in ("0.0.0.0", "::") and file.kind == "ray-up":
             problems.append(Problem("the dashboard listens on every address of the machine", file.where(*path)))
     return problems

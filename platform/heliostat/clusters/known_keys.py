@@ -14,7 +14,6 @@ PROVIDER: dict[str, frozenset[str]] = {
     "aws": _COMMON | {"region", "availability_zone", "key_pair", "security_group", "cloudwatch", "aws_credentials"},
     "gcp": _COMMON | {"region", "availability_zone", "project_id", "gcp_credentials"},
     "local": _COMMON | {"head_ip", "external_head_ip", "worker_ips", "coordinator_address"},
-    "fake_multinode": _COMMON | {"head_node_id", "gcs_address", "launch_multiple"},
 }
 """Keys of ``provider``, by its type."""
 

@@ -44,9 +44,6 @@ def reached(file: ClusterFile | None, address: str | None, tell: Callable[[str],
     if file.kind == "slurm":
         what = "Slurm starts a cluster for each job: heliostat cluster render JOB --to slurm"
         raise InputError(Problem(what, str(file.path)))
-    if file.provider == "fake_multinode":
-        yield f"http://127.0.0.1:{_DASHBOARD_PORT}"
-        return
     with _forwarded(file, tell) as port:
         yield f"http://127.0.0.1:{port}"
 
