@@ -148,7 +148,8 @@ def _leave(console: Console, ended: Submission | None, plan: Plan, identity: str
         return
     if status == "STOPPED":
         console.print(
-            f"[bold yellow]stopped[/]: run {plan.run}; go on with: heliostat submit {plan.job} --name {plan.run} --continue"
+            f"[bold yellow]stopped[/]: run {plan.run}; "
+            f"go on with: heliostat submit {plan.job} --name {plan.run} --continue"
         )
         sys.exit(130)
     console.print(f"[bold red]failed[/]: {ended.message.strip()}")

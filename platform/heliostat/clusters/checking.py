@@ -148,7 +148,7 @@ def _unauthenticated(file: ClusterFile) -> list[Problem]:
             [command for command in commands if "ray start" in str(command)] if isinstance(commands, list) else []
         )
         if not starting:
-            what = "Ray's default command starts without token authentication; write one with RAY_AUTH_MODE=token ray start ..."
+            what = "Ray's default command asks for no token; write one with RAY_AUTH_MODE=token ray start ..."
             problems.append(Problem(f"{key}: {what}", file.where(key)))
         elif not any("RAY_AUTH_MODE=token" in command for command in starting):
             what = "anybody who reaches this node may run code on it; start it with RAY_AUTH_MODE=token ray start ..."
@@ -204,7 +204,7 @@ def _ray_cluster(cluster: dict[str, Any], where: str) -> list[Problem]:
         return [*problems, Problem("'headGroupSpec' is missing", where)]
     problems += _unknown(head, known_keys.HEAD_GROUP, "headGroupSpec", where)
     if (head.get("serviceType") or "ClusterIP") != "ClusterIP":
-        what = f"serviceType {head['serviceType']} shows the dashboard outside of the cluster; take ClusterIP and kubectl port-forward"
+        what = f"serviceType {head['serviceType']} shows the dashboard outside; take ClusterIP and kubectl port-forward"
         problems.append(Problem(what, where))
     for group in cluster.get("workerGroupSpecs") or []:
         name = str(group.get("groupName", "without a name"))
@@ -318,7 +318,7 @@ def _open_ports(file: ClusterFile) -> list[Problem]:
     for path, text in _texts(file):
         if _OPEN_HOST.search(text):
             what = (
-                "this listens on every address of the machine; bind it to 127.0.0.1 or a private one, and reach it through "
+                "this listens on every address of the machine; bind it to 127.0.0.1 or a private one, reached through "
                 "ray dashboard or SSH"
             )
             problems.append(Problem(what, file.where(*path)))

@@ -66,7 +66,7 @@ class ClusterFile:
     documents: tuple[Any, ...]
     """Its YAML documents, as Ray or Kubernetes read them; of a script its text."""
     nodes: tuple[NodeGroup, ...]
-    site: Site = Site()
+    site: Site = field(default_factory=Site)
     places: Document | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -123,8 +123,8 @@ def read(path: str | Path) -> ClusterFile:
         site = _site(documents[0], places)
         return ClusterFile(path, "ray-up", documents, _ray_up_nodes(documents[0], site), site, places)
     what = (
-        "this is no cluster file: neither one for ray up (cluster_name, provider), nor a manifest for KubeRay (apiVersion, "
-        "kind), nor a script for sbatch (#!)"
+        "this is no cluster file: neither one for ray up (cluster_name, provider), nor a manifest for KubeRay "
+        "(apiVersion, kind), nor a script for sbatch (#!)"
     )
     raise InputError(Problem(what, str(path)))
 

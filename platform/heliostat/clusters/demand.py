@@ -47,7 +47,7 @@ def check_fit(wanted: Sequence[Demand], nodes: Sequence[NodeGroup]) -> tuple[lis
     problems, remarks = [], []
     unknown = [group.name for group in nodes if group.cpus is None or group.gpus is None]
     if unknown:
-        what = f"the file does not say what nodes of type {', '.join(unknown)} have, so whether the job fits is unknown there"
+        what = f"the file does not say what nodes of type {', '.join(unknown)} have, so whether the job fits is unknown"
         remarks.append(Problem(what))
         return [], remarks
     for demand in wanted:
@@ -64,7 +64,9 @@ def check_fit(wanted: Sequence[Demand], nodes: Sequence[NodeGroup]) -> tuple[lis
             remarks.append(Problem(what, "resources"))
         now = sum(group.least * _per_node(demand, group) for group in nodes)
         if room >= demand.least > now:
-            what = f"the job waits until the cluster has grown: it starts with room for {now:g} of {demand.least} {demand.what}"
+            what = (
+                f"the job waits until the cluster has grown: at first it holds {now:g} of {demand.least} {demand.what}"
+            )
             remarks.append(Problem(what, "resources"))
     if not problems and len(wanted) > 1:
         for kind, of_node in (("CPUs", "cpus"), ("GPUs", "gpus")):

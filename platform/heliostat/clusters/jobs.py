@@ -24,7 +24,7 @@ _GCS_PORT = 6379
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
 
-class Unreachable(RunError):
+class Unreachable(RunError):  # noqa: N818 - what has happened, not whose mistake it was
     """The cluster does not answer any more; the job may go on all the same."""
 
 
@@ -53,7 +53,7 @@ class Submission:
 
 
 def resolve_address(address: str | None) -> str:
-    """The HTTP address of a cluster's dashboard, which also takes jobs: what was given, else what the environment names.
+    """The HTTP address of a cluster's dashboard, which also takes jobs: as given, else as the environment names it.
 
     Raises:
         InputError: there is none, or it is of another kind.

@@ -69,7 +69,8 @@ RAY_JOB = frozenset(
 RAY_CLUSTER = frozenset(
     {
         "authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions",
-        "headGroupSpec", "headServiceAnnotations", "historyServerOptions", "managedBy", "networkPolicy", "rayVersion", "suspend", "tlsOptions",
+        "headGroupSpec", "headServiceAnnotations", "historyServerOptions", "managedBy", "networkPolicy",
+        "rayVersion", "suspend", "tlsOptions",
         "upgradeStrategy", "workerGroupSpecs",
     }
 )  # fmt: skip

@@ -1,8 +1,8 @@
 """What a submission takes along: heliostat's own code and the job file. No data, no runs, no dependencies.
 
-Ray zips each folder, names it by the hash of its content and uploads it once; a second submission of the same code ships
-the job file alone. The nodes put what was shipped before what is installed on them, so the code that was checked here is
-the code that runs there.
+Ray zips each folder, names it by the hash of its content and uploads it once; a second submission of the same code
+ships the job file alone. The nodes put what was shipped before what is installed on them, so the code that was checked
+here is the code that runs there.
 """
 
 from __future__ import annotations
@@ -91,9 +91,7 @@ def pins() -> list[str]:
     try:
         wanted = requires("heliostat") or []
     except PackageNotFoundError:
-        what = (
-            "heliostat is not installed here but runs from its folder, so its dependencies are unknown; run make setup"
-        )
+        what = "heliostat is not installed here but runs from its folder, so what it needs is unknown; run make setup"
         raise InputError(Problem(what, "--install")) from None
     names = [re.split(r"[\s<>=!~;\[(]", each, maxsplit=1)[0] for each in wanted if "extra ==" not in each]
     # A local version such as 2.13.0+cpu is that of one index, and the nodes may have accelerators.

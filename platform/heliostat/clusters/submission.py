@@ -139,14 +139,14 @@ def _lasting(job: AnyJob) -> list[Problem]:
         problems.append(Problem(what, "resources.runtime"))
     if not _absolute(job.output):
         what = (
-            f"'{job.output}' would be lost with the job's folder on the cluster; give a place that all nodes see, as in "
+            f"'{job.output}' would be lost with the job's folder on the cluster; give a place that all nodes see: "
             "output=s3://bucket/runs or output=/shared/runs, or metadata.heliostat.output in the cluster file"
         )
         problems.append(Problem(what, "output"))
     uri = job.tracking.uri
     if uri is None or (uri.startswith("sqlite:") and not uri.startswith("sqlite:////")):
         what = (
-            "the record would be lost with the job's folder on the cluster; give a server that the head node reaches, as in "
+            "the record would be lost with the job's folder on the cluster; give a server that the head reaches: "
             "tracking.uri=http://127.0.0.1:5000, or metadata.heliostat.tracking in the cluster file"
         )
         problems.append(Problem(what, "tracking.uri"))
@@ -158,8 +158,8 @@ def _absolute(place: str) -> bool:
 
 
 def short_of(jobs: Jobs, plan: Plan) -> list[str]:
-    """What the cluster lacks just now, in sentences. Whether it can grow is known to the job, which refuses what can never
-    be."""
+    """What the cluster lacks just now, in sentences. Whether it can grow is known to the job, which refuses what can
+    never be."""
     have = jobs.room()
     if not have:
         return []
@@ -183,8 +183,8 @@ def next_attempt(jobs: Jobs, plan: Plan, *, goes_on: bool) -> int:
     for job in before:
         if not job.over:
             what = (
-                f"run {plan.run} is running already, as job {job.id}; follow it with 'heliostat jobs logs {job.id}', end "
-                f"it with 'heliostat jobs stop {job.id}', or choose another name"
+                f"run {plan.run} is running already, as job {job.id}; follow it with 'heliostat jobs logs {job.id}', "
+                f"end it with 'heliostat jobs stop {job.id}', or choose another name"
             )
             raise InputError(Problem(what, "--name"))
     if before and not goes_on:

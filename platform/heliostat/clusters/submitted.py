@@ -1,6 +1,6 @@
 """What a driver knows of the way it came: Ray hands the metadata of its submission to it.
 
-Both ``heliostat submit`` and Ray's own ``ray job submit`` leave it, so a run is recorded alike however it was submitted.
+``heliostat submit`` and Ray's own ``ray job submit`` leave it alike, so a run is recorded however it was submitted.
 """
 
 from __future__ import annotations

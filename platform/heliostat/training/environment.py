@@ -18,8 +18,8 @@ _PACKAGES = ("heliostat", "torch", "numpy", "ray", "mlflow", "pyarrow", "pillow"
 
 
 def describe() -> dict[str, Any]:
-    """Plain data about this process, its machine, and the git checkout of the current directory or, in a submitted job, of
-    where the code was shipped from."""
+    """Plain data about this process, its machine, and the git checkout of the current directory; in a submitted job, of
+    the folder from which the code was shipped."""
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
