@@ -127,7 +127,7 @@ class Nodes:
         log.close()
         return Node(process, address)
 
-    def start_head(self, cpus: int = 1) -> None:
+    def start_head(self, cpus: int = 0) -> None:
         ports = [f"--port={self.port}", f"--dashboard-port={self.dashboard}", f"--ray-client-server-port={free_port()}"]
         host = ["--dashboard-host=127.0.0.1", f"--num-cpus={cpus}"]
         self.head = self._start(["--head", *ports, *host], "127.0.0.1")

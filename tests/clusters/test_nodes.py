@@ -20,6 +20,9 @@ from heliostat.training.run_folder import RunFolder
 pytestmark = pytest.mark.cluster
 
 STEPS = 60
+GENTLE = "optimization.optimizer.learning_rate=0.02"
+"""Another number of workers is another order of sums. With the job's own large steps that rounding, 1e-7 in the first
+loss, is amplified until it shows; with small ones it stays rounding, and wrong samples or views would still show."""
 TIMEOUT_S = 420
 
 
@@ -67,12 +70,12 @@ def assert_tracked_once(nodes: Any, name: str, steps: int = STEPS) -> Any:
 
 
 def test_two_and_four_workers_over_the_nodes(nodes: Any) -> None:
-    four = nodes.done("submit", "simclr.yaml", *nodes.places, "--name", "four")
+    four = nodes.done("submit", "simclr.yaml", *nodes.places, GENTLE, "--name", "four")
     shipped = re.search(r"shipped\s+([0-9.]+) MB", four)
     assert shipped is not None
     assert float(shipped[1]) < 2.0
     assert "training: step 1/60" in four, "the job's output was not shown"
-    nodes.done("submit", "simclr.yaml", *nodes.places, "resources.workers=2", "--name", "two")
+    nodes.done("submit", "simclr.yaml", *nodes.places, GENTLE, "resources.workers=2", "--name", "two")
     assert_close(weights(nodes, "four"), weights(nodes, "two"))
     run = assert_tracked_once(nodes, "four")
     assert run.data.tags["heliostat.submission"] == "four"
@@ -82,7 +85,7 @@ def test_two_and_four_workers_over_the_nodes(nodes: Any) -> None:
     assert {(job["id"], job["status"], job["run"]) for job in listed} >= {("four", "SUCCEEDED", "four")}
     again = nodes.done("submit", "simclr.yaml", *nodes.places, "--name", "four", code=2)
     assert "was submitted before" in again
-    finished = nodes.done("submit", "simclr.yaml", *nodes.places, "--name", "four", "--continue")
+    finished = nodes.done("submit", "simclr.yaml", *nodes.places, GENTLE, "--name", "four", "--continue")
     assert "has finished already" in finished
 
 
@@ -179,7 +182,7 @@ def test_a_node_is_killed(start_nodes: Callable[..., Any]) -> None:
 def test_four_workers_two_and_four_again(start_nodes: Callable[..., Any]) -> None:
     """An elastic group shrinks with a lost node and grows with a new one, on one trajectory."""
     nodes = start_nodes(2)
-    changes = (*nodes.places, "optimization.steps=300")
+    changes = (*nodes.places, "optimization.steps=300", GENTLE)
     elastic = ("resources.workers=[2, 4]", "resources.resize_seconds=5", "optimization.batch_size=60")
     process = nodes.heliostat("submit", "simclr.yaml", *changes, *elastic, "--name", "elastic")
     store = RunFolder(str(nodes.folder / "runs/elastic")).checkpoints()
@@ -267,7 +270,7 @@ def test_a_store_that_is_too_small_spills(start_nodes: Callable[..., Any]) -> No
         "from heliostat.data.sharing import share\n"
         "ray.init(log_to_driver=False)\n"
         "images = np.random.default_rng(0).integers(0, 255, (40000, 3, 32, 32), dtype=np.uint8)\n"
-        "shared = [share(ImageData(name=str(i), images=images + i, labels=None)) for i in range(3)]\n"
+        "shared = [share(ImageData(name=str(i), images=images + i, labels=None, classes=())) for i in range(3)]\n"
         "@ray.remote(num_cpus=2)\n"
         "def look(each): return [int(one.open().images.astype(np.int64).sum()) for one in each]\n"
         "want = [int((images + i).astype(np.int64).sum()) for i in range(3)]\n"
