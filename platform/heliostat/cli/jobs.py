@@ -48,7 +48,7 @@ def list_(cluster: _Cluster = None, address: _Address = None, json: _Json = Fals
     from rich.table import Table
 
     with _jobs(cluster, address) as jobs:
-        found = jobs.list()
+        found = jobs.all()
     if json:
         print(json_module.dumps([_plain(job) for job in found], indent=2))
         return

@@ -86,8 +86,8 @@ def submit(
                 console.print(f"[bold yellow]note[/]: {remark.what}")
     with reached(file, address, console.print) as there:
         jobs = Jobs(there)
-        for remark in submission.short_of(jobs, plan):
-            console.print(f"[bold yellow]note[/]: {remark}")
+        for lack in submission.short_of(jobs, plan):
+            console.print(f"[bold yellow]note[/]: {lack}")
         attempt = submission.next_attempt(jobs, plan, goes_on=continue_)
         goes_on = continue_
         while True:

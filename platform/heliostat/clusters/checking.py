@@ -108,7 +108,7 @@ def _providers() -> list[str]:
 def _said_by_ray(config: dict[str, Any]) -> Iterator[tuple[str, tuple[str | int, ...]]]:
     """Ray's own validation, which ``ray up`` makes first; each complaint with the path that it is about."""
     import click
-    import jsonschema
+    import jsonschema  # type: ignore[import-untyped]
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     logging.getLogger("ray.autoscaler").setLevel(logging.WARNING)

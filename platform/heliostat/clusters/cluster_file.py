@@ -166,7 +166,8 @@ def _ray_up_nodes(config: dict[str, Any], site: Site) -> tuple[NodeGroup, ...]:
     limit = limit if isinstance(limit, int) else 0
     for name, about in (types if isinstance(types, dict) else {}).items():
         about = about if isinstance(about, dict) else {}
-        resources = about.get("resources") if isinstance(about.get("resources"), dict) else {}
+        given = about.get("resources")
+        resources: dict[str, Any] = given if isinstance(given, dict) else {}
         least, most = about.get("min_workers", 0), about.get("max_workers", limit)
         least, most = (number if isinstance(number, int) else 0 for number in (least, most))
         head = name == head_type

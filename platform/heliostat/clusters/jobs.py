@@ -119,7 +119,7 @@ class Jobs:
             except RuntimeError as error:
                 raise InputError(Problem(_last_line(error), submission_id)) from None
 
-    def list(self) -> list[Submission]:
+    def all(self) -> list[Submission]:
         """All jobs that were submitted, the latest first; drivers that joined by themselves have no id and no logs."""
         with self._asking():
             found = [_submission(job) for job in self.client.list_jobs() if job.submission_id]
@@ -131,7 +131,7 @@ class Jobs:
         Raises:
             InputError: there is none.
         """
-        found = self.list()
+        found = self.all()
         for job in found:
             if name == job.id:
                 return job
@@ -143,7 +143,7 @@ class Jobs:
 
     def of_run(self, run: str) -> list[Submission]:
         """All jobs that worked on a run, the latest first."""
-        return [job for job in self.list() if run in (job.run, job.id)]
+        return [job for job in self.all() if run in (job.run, job.id)]
 
     def room(self) -> dict[str, float]:
         """CPUs and GPUs of the nodes that are there now; empty where the dashboard does not tell."""

@@ -240,7 +240,7 @@ def follow(
             if silent_since is not None:
                 tell(f"{display_uri(jobs.address)} answers again")
                 silent_since = None
-            if submission not in {job.id for job in jobs.list()}:
+            if submission not in {job.id for job in jobs.all()}:
                 return None
             jobs.follow(submission, count, seen)
             ended = jobs.get(submission)

@@ -152,7 +152,7 @@ class RayRun:
             },
             scaling_config=ScalingConfig(
                 num_workers=cast("int", resources.workers),  # or a range; Ray's annotation is that of Train v1
-                elastic_resize_monitor_interval_s=resources.resize_seconds,
+                elastic_resize_monitor_interval_s=resources.resize_seconds,  # type: ignore[call-arg]  # as above
                 use_gpu=resources.gpus_per_worker > 0,
                 resources_per_worker=per_worker,
             ),
