@@ -204,7 +204,7 @@ def submit(jobs: Jobs, plan: Plan, attempt: int, *, goes_on: bool) -> tuple[str,
     source = checkout(Path(__file__).parent)
     if source is not None:
         metadata |= {submitted.COMMIT: source["commit"], submitted.CHANGED: str(source["changed_files"])}
-    identity = plan.run if attempt == 1 else f"{plan.run}.{attempt}"
+    identity = f"{plan.run}.{attempt}"  # never the run's own name, by which its latest job is found
     with packed(plan.job, plan.modules, install=plan.install) as shipment:
         entrypoint = plan.entrypoint(goes_on=goes_on)
         return jobs.submit(entrypoint, identity, shipment.runtime_env, metadata), shipment
