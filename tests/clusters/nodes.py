@@ -198,6 +198,8 @@ class Nodes:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # A shell's background jobs ignore Ctrl-C, and so would whatever they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     def done(self, *arguments: str, code: int = 0, **changes: str) -> str:
