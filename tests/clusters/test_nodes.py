@@ -59,6 +59,14 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert torch.allclose(value.double(), other[key].double(), rtol=1e-3, atol=1e-4), key
 
 
+def losses(nodes: Any, name: str) -> dict[int, float]:
+    """The curve by step, as it is tracked."""
+    client = connect(f"sqlite:///{nodes.folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tests")
+    (run,) = [run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name == name]
+    return {point.step: point.value for point in client.get_metric_history(run.info.run_id, "train/loss")}
+
+
 def assert_tracked_once(nodes: Any, name: str, steps: int = STEPS) -> Any:
     client = connect(f"sqlite:///{nodes.folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tests")
@@ -210,7 +218,11 @@ def test_four_workers_two_and_four_again(start_nodes: Callable[..., Any]) -> Non
     assert process.returncode == 0, output
     assert sizes == [4, 2, 4]
     nodes.done("submit", "simclr.yaml", *changes, "resources.workers=2", elastic[2], "--name", "steady")
-    assert_close(weights(nodes, "elastic"), weights(nodes, "steady"))
+    one, other = (losses(nodes, name) for name in ("elastic", "steady"))
+    assert sorted(one) == sorted(other) == list(range(1, 301))
+    # Rounding grows over 300 steps, through both changes of the group; another batch or view differs by 0.1 at once.
+    assert max(abs(one[step] - other[step]) for step in range(1, 41)) < 1e-4
+    assert max(abs(one[step] - other[step]) for step in one) < 1e-2
     assert_tracked_once(nodes, "elastic", 300)
 
 
