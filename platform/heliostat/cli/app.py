@@ -15,10 +15,12 @@ from heliostat.cli import (
     jobs,
     list_,
     play,
+    register,
     replay,
     resume,
     run,
     runs,
+    sample,
     submit,
     ui,
     validate,
@@ -41,8 +43,10 @@ app.command("resume")(resume.resume)
 app.command("replay")(replay.replay)
 app.command("runs")(runs.runs)
 app.command("compare")(compare.compare)
+app.command("register")(register.register)
 app.command("evaluate")(evaluate.evaluate)
 app.command("play")(play.play)
+app.command("sample")(sample.sample)
 app.command("submit")(submit.submit)
 app.add_typer(jobs.app)
 app.add_typer(cluster.app)

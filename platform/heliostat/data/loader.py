@@ -1,6 +1,7 @@
 """The deterministic loader: a step's batch is a function of (seed, step) alone, each worker takes its rows of it.
 
-Of videos, so is the place of each clip: it is drawn for the row of the global batch.
+Of videos, so is the place of each clip: it is drawn for the row of the global batch. Of sequences, so is the length to
+which shorter ones are filled up: it is that of the longest in the global batch.
 
 There is no state to lose: a resumed run asks for the next step, a run with more workers cuts the same global batch into
 more parts, and any single step can be loaded again.
@@ -19,6 +20,7 @@ from heliostat.data.samples import Samples
 from heliostat.errors import InputError
 from heliostat_algorithms.randomness import Random, permutation
 
+_DTYPES = {"uint8": torch.uint8, "int32": torch.int32, "int64": torch.int64, "float32": torch.float32}
 _SCOPE = "loader"
 """Of the random streams; an algorithm draws from others in the same step."""
 
@@ -31,6 +33,7 @@ class Loader:
     Args:
         batch_size: samples of the global batch, over all workers.
         seed: of the run.
+        minibatches: such batches in one step.
         rank, world_size: of this worker, and how many there are.
         device: where batches are put; from pinned memory and without waiting for CUDA devices.
         clips: of videos, whether batches hold clips; otherwise they hold one random frame of each video as an image.
@@ -49,6 +52,7 @@ class Loader:
         world_size: int = 1,
         device: torch.device | str = "cpu",
         clips: bool = False,
+        minibatches: int = 1,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in 0 .. {world_size - 1}, not {rank}")
@@ -57,6 +61,11 @@ class Loader:
             right = f"{lower} or {upper}" if lower > 0 else str(upper)
             raise InputError(
                 f"batch_size {batch_size} is global and cannot be shared equally by {world_size} workers; {right} can"
+            )
+        if minibatches * batch_size > len(data) >= batch_size:
+            raise InputError(
+                f"a step takes {minibatches} batches of {batch_size} samples, and {data.name} has {len(data)}; "
+                f"a batch_size of at most {len(data) // minibatches // world_size * world_size} is possible"
             )
         if batch_size > len(data):
             raise InputError(
@@ -68,26 +77,32 @@ class Loader:
                 )
             )
         self.data, self.batch_size, self.seed, self.device = data, batch_size, seed, torch.device(device)
-        self.clips = clips
+        self.clips, self.minibatches = clips, minibatches
         self._rows = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self._epoch: tuple[int, npt.NDArray[np.int64]] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in the data."""
-        return len(self.data) // self.batch_size
+        """Steps for which the data has whole batches."""
+        return len(self.data) // self.samples_per_step
+
+    @property
+    def samples_per_step(self) -> int:
+        """Over all workers and minibatches."""
+        return self.minibatches * self.batch_size
 
     @property
     def dropped_per_epoch(self) -> int:
-        """Samples that an epoch leaves out because they fill no batch; other ones each time."""
-        return len(self.data) % self.batch_size
+        """Samples that an epoch leaves out because they fill no step's batches; other ones each time."""
+        return len(self.data) % self.samples_per_step
 
     def rows(self) -> range:
         """The global batch's rows that this worker holds: contiguous, and equally many for all."""
         return self._rows
 
     def indices(self, step: int) -> npt.NDArray[np.int64]:
-        """(batch_size,) samples of the step's global batch. Steps count from 0 over all epochs."""
+        """(samples_per_step,) samples of the step's global batch; of several, one after the other. Steps count from 0
+        over all epochs."""
         if step < 0:
             raise ValueError(f"steps count from 0, not {step}")
         epoch, position = divmod(step, self.steps_per_epoch)
@@ -95,14 +110,19 @@ class Loader:
             order = permutation(f"{self.seed}:order:{epoch}", len(self.data)).numpy()
             order.flags.writeable = False
             self._epoch = (epoch, order)
-        return self._epoch[1][position * self.batch_size : (position + 1) * self.batch_size]
+        return self._epoch[1][position * self.samples_per_step : (position + 1) * self.samples_per_step]
 
-    def batch(self, step: int) -> dict[str, Tensor]:
-        """This worker's B rows: ``image`` (B, C, H, W) or ``video`` (B, T, C, H, W) uint8, ``index`` and, if any,
-        ``label`` (B,) int64."""
-        indices = self.indices(step)[self._rows.start : self._rows.stop]
-        random = Random(self.seed, step, self._rows).within(_SCOPE)
-        return _gather(self.data, indices, self.device, clips=self.clips, random=random)
+    def batch(self, step: int, minibatch: int = 0) -> dict[str, Tensor]:
+        """This worker's B rows: ``image`` (B, C, H, W) or ``video`` (B, T, C, H, W) uint8, ``point`` (B, D) float32, or
+        the entries of sequences int64; ``index`` and, if any, ``label`` (B,) int64.
+
+        Args:
+            minibatch: which of the step's, from 0.
+        """
+        together = self.indices(step)[minibatch * self.batch_size : (minibatch + 1) * self.batch_size]
+        indices = together[self._rows.start : self._rows.stop]
+        random = Random(self.seed, step, self._rows).within(_SCOPE if minibatch == 0 else f"{_SCOPE}-{minibatch}")
+        return _gather(self.data, indices, self.device, clips=self.clips, random=random, together=together)
 
 
 def sequential(
@@ -136,28 +156,29 @@ def _gather(
     *,
     clips: bool = True,
     random: Random | None = None,
+    together: npt.NDArray[np.int64] | None = None,
 ) -> dict[str, Tensor]:
     """Copies the rows only: the arrays may be read-only views of shared memory, which torch cannot wrap itself."""
     pinned = device.type == "cuda"
 
-    def rows(
-        values: npt.NDArray[np.uint8] | npt.NDArray[np.int64], indices: npt.NDArray[np.int64], dtype: torch.dtype
-    ) -> Tensor:
+    def rows(values: npt.NDArray[np.generic], indices: npt.NDArray[np.int64]) -> Tensor:
         shape = (*indices.shape, *values.shape[1:])
         # On the CPU, numpy asks for huge pages, and torch does not: the system gives them out ten times as fast.
         out = (
-            torch.empty(shape, dtype=dtype, pin_memory=True)
+            torch.empty(shape, dtype=_DTYPES[values.dtype.name], pin_memory=True)
             if pinned
             else torch.from_numpy(np.empty(shape, values.dtype))
         )
         # Any mode but "raise" writes into ``out`` without a buffer; all indices are in range.
         np.take(values, indices, axis=0, out=out.numpy(), mode="clip")
-        return out.to(device, non_blocking=pinned)
+        # Pictures stay bytes until an algorithm has cropped them; tokens are stored small and used as int64.
+        moved = out.to(device, non_blocking=pinned)
+        return moved.long() if values.dtype == np.int32 else moved
 
-    chosen = data.select(indices, clips=clips, random=random)
-    batch = {chosen.name: rows(data.pictures, chosen.rows, torch.uint8)}
+    chosen = data.select(indices, clips=clips, random=random, together=together)
+    batch = {each.name: rows(each.values, each.rows) for each in chosen}
     if data.labels is not None:
-        batch["label"] = rows(data.labels, indices, torch.int64)
+        batch["label"] = rows(data.labels, indices)
     index = torch.tensor(indices)
     batch["index"] = (index.pin_memory() if pinned else index).to(device, non_blocking=pinned)
     return batch

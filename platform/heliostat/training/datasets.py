@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from heliostat.config.job import Job
+from heliostat.config.registry import ALGORITHMS
 from heliostat.data.loader import Loader
 from heliostat.data.samples import Samples
+from heliostat.data.sequences import SequenceSamples
 from heliostat.errors import InputError, Problem
 
 
@@ -29,10 +31,23 @@ def check_alike(data: Datasets) -> list[Problem]:
     if train.image_shape != test.image_shape:
         shapes = f"{train.image_shape} and {test.image_shape}"
         problems.append(Problem(f"train and test images differ in (channels, height, width): {shapes}", "data.test"))
+    if train.kind != test.kind:
+        problems.append(Problem(f"train and test differ in their samples: {train.kind} and {test.kind}", "data.test"))
+    elif isinstance(data.train, SequenceSamples) and isinstance(data.test, SequenceSamples):
+        mine, other = data.train.vocabulary, data.test.vocabulary
+        if mine.fingerprint != other.fingerprint:
+            what = f"train and test have different vocabularies: {mine} and {other}; make both from the same text"
+            problems.append(Problem(what, "data.test"))
     if train.frames != test.frames:
         kinds = " and ".join("images" if s.frames is None else f"clips of {s.frames} frames" for s in (train, test))
         problems.append(Problem(f"train and test differ in their samples: {kinds}", "data.test"))
     return problems
+
+
+def minibatches(job: Job) -> int:
+    """How many minibatches one step of the job's algorithm takes."""
+    turns = ALGORITHMS[job.algorithm.type].turns(job.algorithm)
+    return 1 + max(turn.minibatch for turn in turns)
 
 
 def total_steps(job: Job, steps_per_epoch: int) -> int:
@@ -55,6 +70,7 @@ def check_against_data(job: Job, data: Datasets) -> None:
             rank=0,
             world_size=workers,
             device=torch.device("cpu"),
+            minibatches=minibatches(job),
         )
     problem = job.optimization.schedule.check(total_steps(job, loader.steps_per_epoch) / loader.steps_per_epoch)
     if problem:

@@ -1,0 +1,1 @@
+"""Methods that learn to make samples like those they are shown."""
