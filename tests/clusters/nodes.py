@@ -187,14 +187,18 @@ class Nodes:
 
     # What a person does
 
-    def heliostat(self, *arguments: str, **changes: str) -> subprocess.Popen[str]:
-        """``heliostat ...`` in the folder, by somebody who has the token and the address."""
+    def heliostat(self, *arguments: str, log: Path | None = None, **changes: str) -> subprocess.Popen[str]:
+        """``heliostat ...`` in the folder, by somebody who has the token and the address.
+
+        Args:
+            log: takes what it prints, of more than a pipe holds; None: a pipe.
+        """
         variables = self.variables(RAY_API_SERVER_ADDRESS=self.address)
         return subprocess.Popen(
             [sys.executable, "-m", "heliostat", *arguments],
             cwd=self.folder,
             env={**variables, **changes},
-            stdout=subprocess.PIPE,
+            stdout=subprocess.PIPE if log is None else log.open("w"),
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,

@@ -30,7 +30,8 @@ PATIENCE_SECONDS = 600.0
 IMPATIENCE_SECONDS = 60.0
 """The same, for who only watches."""
 _KNOWN_ENDS = frozenset({0, 1, 2, 130})
-"""Exit codes of heliostat itself: another attempt would end alike. Every other end is a lost driver."""
+"""Exit codes of heliostat itself: another attempt would end alike. Every other end is a lost driver, and 75 a part of
+it that could not be replaced."""
 
 Tell = Callable[[str], object]
 
