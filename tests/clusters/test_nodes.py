@@ -98,20 +98,9 @@ def test_two_and_four_workers_over_the_nodes(nodes: Any) -> None:
 
 
 def test_dqn_with_its_shards_on_different_nodes(nodes: Any) -> None:
-    process = nodes.heliostat("submit", "dqn.yaml", *nodes.places, "optimization.steps=6000", "--name", "dqn")
-    where: set[str] = set()
-    deadline = time.monotonic() + TIMEOUT_S
-    while process.poll() is None and len(where) < 2 and time.monotonic() < deadline:
-        actors = nodes.actors()
-        by_node: dict[str, int] = {}
-        for actor in actors:
-            if actor["class_name"] == "_Post" and actor["state"] == "ALIVE" and not actor["required_resources"]:
-                by_node[actor["node_id"]] = by_node.get(actor["node_id"], 0) + 1
-        where |= set(by_node) if sum(by_node.values()) >= 2 else set()
-        time.sleep(0.5)
-    output, _ = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0, output
-    assert len(where) >= 2, output
+    nodes.done("submit", "dqn.yaml", *nodes.places, "--name", "dqn")
+    where = {actor["repr_name"]: actor["node_id"] for actor in nodes.actors()}  # Ray remembers those that have ended
+    assert where["shard 0"] != where["shard 1"], where
     assert RunFolder(str(nodes.folder / "runs/dqn")).about()["status"] == "finished"
 
 
