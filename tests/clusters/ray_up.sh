@@ -56,8 +56,8 @@ host() {
         mount -t proc proc $site/$name/root/proc
         until ip link show dev eth0 > /dev/null 2>&1; do sleep 0.1; done
         ip link set lo up; ip addr add $address/24 dev eth0; ip link set eth0 up
-        exec chroot $site/$name/root $(command -v sshd) -D -e -h /etc/ssh/host_key -o UsePAM=no -o PidFile=none \
-            -o PermitRootLogin=prohibit-password -o ListenAddress=$address" > "$site/$name/log" 2>&1 &
+        exec chroot $site/$name/root $(command -v sshd) -D -e -f /dev/null -h /etc/ssh/host_key -o UsePAM=no -o PidFile=none \
+            -o PermitRootLogin=prohibit-password -o ListenAddress=$address -o SetEnv=PATH=$PATH" > "$site/$name/log" 2>&1 &
     local keeper=$! inside
     until inside=$(pgrep --parent $keeper); do sleep 0.1; done
     ip link add "to-$name" type veth peer name eth0 netns "$inside"
@@ -78,7 +78,7 @@ cd $here
 export PATH=/opt/heliostat/bin:\$PATH PYTHONPATH=$here/platform:$here/algorithms OMP_NUM_THREADS=1 COLUMNS=120
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=/etc/heliostat/auth_token
 for address in 10.0.0.10 10.0.0.11 10.0.0.12; do
-    until ssh -o StrictHostKeyChecking=no -o LogLevel=ERROR root@\$address hostname; do sleep 0.5; done
+    timeout 60 bash -c "until ssh -o StrictHostKeyChecking=no -o LogLevel=ERROR root@\$address hostname; do sleep 0.5; done"
 done
 heliostat="python -m heliostat"
 \$heliostat cluster up /tmp/on-premises.yaml --yes
