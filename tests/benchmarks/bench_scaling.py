@@ -1,13 +1,14 @@
 """What one worker does itself, as the number of workers grows with the global batch: 32 images each, always.
 
 Each row is a worker of 1,024 over the only worker there is, in turn. Workers that are not there are not needed: what a
-worker draws, loads and compares depends on their number alone. The last row is what one actor of Ray answers, the limit
-of all that goes through a single one.
+worker draws, loads and compares depends on their number alone. The last rows are of what there is one of: an actor of
+Ray that all ask, and the writer of the record.
 """
 
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,8 @@ import torch
 
 from heliostat.data.images import ImageData
 from heliostat.data.loader import Loader
+from heliostat.tracking.location import prepare_store
+from heliostat.tracking.tracker import Tracker
 from heliostat_algorithms.objectives import nt_xent as objective
 from heliostat_algorithms.randomness import Random
 
@@ -33,6 +36,7 @@ def rows(quick: bool = False) -> list[dict[str, Any]]:
     ]
     found.append(_order(100_000 if quick else 1_281_167))
     found.append(_calls(200 if quick else 2000))
+    found.append(_points(500 if quick else 20_000))
     return found
 
 
@@ -102,6 +106,29 @@ def _calls(count: int) -> dict[str, Any]:
         "other": 1 / alone,
         "ratio": alone / together,
         "unit": "calls/s",
+        "higher_is_better": True,
+    }
+
+
+def _points(count: int) -> dict[str, Any]:
+    """Points of curves that one writer stores in SQLite, over those of ten curves each tenth of a second."""
+    with tempfile.TemporaryDirectory() as folder:
+        uri = f"sqlite:///{folder}/mlflow.db"
+        prepare_store(uri, "scaling")
+        tracker = Tracker(uri, "scaling", "one", parameters={}, tags={}, system_metrics=False, spool=None)
+
+        def write() -> None:
+            for step in range(count // 10):
+                tracker.log_metrics({f"train/{name}": 0.5 for name in range(10)}, step)
+            assert tracker.finish("FINISHED", 600).pending == 0
+
+        rate = count / _seconds(write)
+    return {
+        "name": "points that one writer stores, over ten each tenth of a second",
+        "ours": rate,
+        "other": 100.0,
+        "ratio": rate / 100,
+        "unit": "points/s",
         "higher_is_better": True,
     }
 
