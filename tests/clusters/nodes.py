@@ -134,10 +134,11 @@ class Nodes:
         self.head = self._start(["--head", *ports, *host], "127.0.0.1")
         self._wait(self.head, lambda: len(self.alive()) == 1)
 
-    def add_worker(self, cpus: int = 2) -> Node:
+    def add_worker(self, cpus: int = 2, *, wait: bool = True) -> Node:
         before = len(self.alive())
         node = self._start([f"--address=127.0.0.1:{self.port}", f"--num-cpus={cpus}"], f"127.0.0.{self._started + 2}")
-        self._wait(node, lambda: len(self.alive()) > before)  # one after the other: they take free ports
+        if wait:  # one after the other: they take free ports
+            self._wait(node, lambda: len(self.alive()) > before)
         self.workers.append(node)
         return node
 

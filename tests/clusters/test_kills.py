@@ -11,6 +11,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections import Counter
@@ -66,7 +67,7 @@ class Server:
                 time.sleep(0.5)
 
     def kill(self) -> None:
-        if self.process is not None:
+        if self.process is not None and psutil.pid_exists(self.process.pid):
             children = psutil.Process(self.process.pid).children(recursive=True)
             for process in [psutil.Process(self.process.pid), *children]:
                 process.kill()
@@ -124,13 +125,12 @@ class Killer:
         if not busy:
             return False
         self.nodes.kill_worker(self.dice.choice(busy))
-        self.nodes.add_worker()
+        self.nodes.add_worker(wait=False)  # there is a spare one, and the run would go on in the meantime
         return True
 
     def _server(self) -> bool:
         self.server.kill()
-        time.sleep(self.dice.uniform(1, 5))
-        self.server.start()
+        threading.Timer(self.dice.uniform(1, 5), self.server.start).start()
         return True
 
     def order(self, count: int) -> list[str]:
@@ -161,8 +161,8 @@ def curve(uri: str, name: str) -> tuple[Any, list[tuple[int, float]]]:
 def test_random_kills(start_nodes: Callable[..., Any], server: Server) -> None:
     """Weights bit for bit those of an undisturbed run with as many workers; each step recorded once, in one run."""
     dice = random.Random(SEED)
-    nodes = start_nodes(2)
-    every = 40  # steps from one kill to the next, about
+    nodes = start_nodes(3)
+    every = 100  # steps from one kill to the next, about
     changes = (
         f"output={nodes.folder / 'runs'}",
         f"tracking.uri={server.uri}",
