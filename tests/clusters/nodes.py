@@ -135,10 +135,9 @@ class Nodes:
         self._wait(self.head, lambda: len(self.alive()) == 1)
 
     def add_worker(self, cpus: int = 2, *, wait: bool = True) -> Node:
-        before = len(self.alive())
         node = self._start([f"--address=127.0.0.1:{self.port}", f"--num-cpus={cpus}"], f"127.0.0.{self._started + 2}")
         if wait:  # one after the other: they take free ports
-            self._wait(node, lambda: len(self.alive()) > before)
+            self._wait(node, lambda: node.address in {row["node_ip"] for row in self.alive()})
         self.workers.append(node)
         return node
 
