@@ -136,9 +136,9 @@ class Nodes:
 
     def add_worker(self, cpus: int = 2, *, wait: bool = True) -> Node:
         node = self._start([f"--address=127.0.0.1:{self.port}", f"--num-cpus={cpus}"], f"127.0.0.{self._started + 2}")
+        self.workers.append(node)
         if wait:  # one after the other: they take free ports
             self._wait(node, lambda: node.address in {row["node_ip"] for row in self.alive()})
-        self.workers.append(node)
         return node
 
     def kill_worker(self, node: Node) -> None:
