@@ -269,12 +269,19 @@ def test_against_kuberays_own_definitions() -> None:
             return {key: strict(value) for key, value in node.items()}
         return [strict(each) for each in node] if isinstance(node, list) else node
 
-    schema["properties"]["metadata"] = {"type": "object"}
-    schema["properties"]["metadata"]["additionalProperties"] = True
-    for path in (ROOT / "clusters/kuberay.yaml",):
-        for document in yaml.safe_load_all(path.read_text()):
-            if document["kind"] == "RayJob":
-                jsonschema.validate(document, strict(schema))
-                document["spec"]["backofLimit"] = 1
-                with pytest.raises(jsonschema.ValidationError):
-                    jsonschema.validate(document, strict(schema))
+    schema["properties"]["metadata"] = {"type": "object", "additionalProperties": True}
+    grows = digits(
+        *PLACES, "resources.workers=[2, 4]", "resources.gpus_per_worker=1", "optimization.batch_size=240", run="grows"
+    )
+    fixed = digits(*PLACES, "resources.workers=4", run="fixed")
+    texts = [
+        (ROOT / "clusters/kuberay.yaml").read_text(),
+        rendering.kuberay(grows, rendering.shape(grows), "registry/heliostat:1", hours=12),
+        rendering.kuberay(fixed, rendering.shape(fixed, 2), "heliostat:latest", retries=0),
+    ]
+    for text in texts:
+        (job,) = [document for document in yaml.safe_load_all(text) if document["kind"] == "RayJob"]
+        jsonschema.validate(job, strict(schema))
+        job["spec"]["backofLimit"] = 1
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(job, strict(schema))
