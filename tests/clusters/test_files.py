@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import yaml
 
-from heliostat.clusters import rendering, shipping, submitted
+from heliostat.cli import app
+from heliostat.clusters import rendering, shipping, submission, submitted
 from heliostat.clusters.checking import check
 from heliostat.clusters.cluster_file import NodeGroup, Site, read
 from heliostat.clusters.demand import Demand, check_fit, demands
-from heliostat.clusters.jobs import resolve_address
+from heliostat.clusters.jobs import Submission, resolve_address
 from heliostat.clusters.submission import plan
-from heliostat.errors import InputError
+from heliostat.errors import InputError, PartLost
 from heliostat.training.continuation import same_trajectory
 
 ROOT = Path(__file__).parents[2]
@@ -203,6 +204,36 @@ def test_what_a_submission_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": known}))
     assert submitted.tags() == {"heliostat.submission": "one.2", "heliostat.address": "http://head:8265"}
     assert submitted.git() == {"commit": "abc", "changed_files": 3}
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "again"),
+    [
+        ("SUCCEEDED", 0, False),
+        ("FAILED", 1, False),  # would fail again
+        ("FAILED", 2, False),
+        ("STOPPED", 130, False),
+        ("FAILED", 75, True),  # a part that could not be replaced
+        ("FAILED", -9, True),
+        ("FAILED", None, True),  # its node was lost
+    ],
+)
+def test_what_is_submitted_again(status: str, code: int | None, again: bool) -> None:
+    assert submission.lost(Submission("one.1", status, "one", 1, "", "", code, None, None)) is again
+    assert submission.lost(None), "a head that does not know the job any more"
+
+
+def test_a_part_that_was_lost_has_an_exit_code_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run() -> None:
+        raise PartLost("the process that keeps the run's record died")
+
+    monkeypatch.setattr(app, "app", run)
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert ended.value.code == 75
+    assert "keeps the run's record" in capsys.readouterr().err
 
 
 def test_going_on_keeps_the_trajectory() -> None:
