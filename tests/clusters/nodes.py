@@ -25,8 +25,8 @@ from typing import Any
 
 import psutil
 
-START_SECONDS = 120
-TIMEOUT_S = 420
+START_SECONDS = 300
+TIMEOUT_S = 900
 
 
 def free_port() -> int:
