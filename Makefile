@@ -37,7 +37,7 @@ test-slow: $(VENV)/.dev  ## the tests that take minutes
 test-browser: $(VENV)/.dev  ## the comparison page and MLflow's pages in headless Chromium, which must be installed
 	$(BIN)/python -m pytest -m browser
 
-test-cluster: $(VENV)/.dev  ## the tests that start several Ray nodes on this machine; ten minutes on two idle cores
+test-cluster: $(VENV)/.dev  ## the tests that start several Ray nodes on this machine, which take many minutes
 	$(BIN)/python -m pytest -m cluster
 
 lint: $(VENV)/.dev  ## style, types, and the direction of imports
