@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from heliostat.cli import compare, doctor, evaluate, list_, play, replay, resume, run, runs, ui, validate
+from heliostat.cli import compare, doctor, evaluate, list_, play, replay, resume, run, runs, sweep, ui, validate
 from heliostat.errors import InputError, RunError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run.run)
+app.command("sweep")(sweep.sweep)
 app.command("validate")(validate.validate)
 app.command("list")(list_.list_)
 app.command("resume")(resume.resume)

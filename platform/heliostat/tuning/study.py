@@ -159,7 +159,7 @@ class Study:
 
     def of(self, number: int) -> list[Trial]:
         """The trials of a configuration, by seed."""
-        return [trial for trial in self.trials.values() if trial.number == number]
+        return [trial for trial in list(self.trials.values()) if trial.number == number]
 
     # Work
 
@@ -183,7 +183,7 @@ class Study:
     @property
     def exhausted(self) -> bool:
         """Whether every configuration was tried and every trial is over."""
-        return self.configurations >= self.total and all(trial.over for trial in self.trials.values())
+        return self.configurations >= self.total and all(trial.over for trial in list(self.trials.values()))
 
     def start(self, name: str) -> None:
         """A trial has a process."""
@@ -234,8 +234,8 @@ class Study:
     def left_seconds(self) -> float | None:
         """How long the rest may take, by what was done in how long; None before anything was."""
         whole = self.total * len(self.seeds)
-        done = sum(1.0 if trial.over else trial.share for trial in self.trials.values())
-        before = sum(1.0 for trial in self.trials.values() if trial.over and trial.began is None)
+        done = sum(1.0 if trial.over else trial.share for trial in list(self.trials.values()))
+        before = sum(1.0 for trial in list(self.trials.values()) if trial.over and trial.began is None)
         worked = done - before
         if worked <= 0:
             return None
