@@ -120,7 +120,9 @@ def _summary(study: Study) -> str:
 
 def _values(trial: Trial) -> str:
     return ", ".join(
-        f"{path.rpartition('.')[2]} = {value:.4g}" if isinstance(value, float) else f"{path.rpartition('.')[2]} = {value}"
+        f"{path.rpartition('.')[2]} = {value:.4g}"
+        if isinstance(value, float)
+        else f"{path.rpartition('.')[2]} = {value}"
         for path, value in trial.assigned.items()
     )
 

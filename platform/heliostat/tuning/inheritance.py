@@ -73,15 +73,15 @@ def _parameter_groups(job: AnyJob, manifest: dict[str, Any]) -> list[dict[str, A
         from heliostat.training.state import build_algorithm
 
         about = manifest["data"]
-        data = DataSpec(
-            image_shape=tuple(about["image_shape"]), classes=about["classes"], frames=about.get("frames")
-        )
+        data = DataSpec(image_shape=tuple(about["image_shape"]), classes=about["classes"], frames=about.get("frames"))
         groups = build_algorithm(job, data).parameter_groups()
     else:
         from heliostat.reinforcement.agent import build_agent
 
         groups = build_agent(job, job.environment.spec()).parameter_groups()
-    found: list[dict[str, Any]] = optimization.optimizer.build(groups, optimization.batch_size).state_dict()["param_groups"]
+    found: list[dict[str, Any]] = optimization.optimizer.build(groups, optimization.batch_size).state_dict()[
+        "param_groups"
+    ]
     return found
 
 

@@ -166,9 +166,7 @@ def _connect(plan: Plan) -> int:
     return limit
 
 
-def _conduct(
-    plan: Plan, material: Material, limit: int, folder: RunFolder, uri: str, watcher: SweepWatcher
-) -> Swept:
+def _conduct(plan: Plan, material: Material, limit: int, folder: RunFolder, uri: str, watcher: SweepWatcher) -> Swept:
     journal = Journal(folder.storage)
     with folder.locked():
         study = Study(folder.name, plan.sweep, plan.seeds, build(plan.sweep, plan.space), journal)
@@ -188,7 +186,9 @@ def _conduct(
             time.sleep(0.05)
         if parent.run_id is None:
             parent.finish("FAILED", 0)
-            raise RunError(f"the tracking store {display_uri(uri)} has no run for the sweep: {parent.status().last_error}")
+            raise RunError(
+                f"the tracking store {display_uri(uri)} has no run for the sweep: {parent.status().last_error}"
+            )
         folder.update(kind="sweep", status="running", tracking_run_id=parent.run_id, tracking_uri=display_uri(uri))
         parent.log_text(plan.text(), PLAN)
         engine = Engine(plan, study, folder, material, limit, parent)
@@ -231,7 +231,9 @@ def best_job(plan: Plan, best: Best, folder: RunFolder) -> str:
         values = ", ".join(f"seed {trial.seed}: {trial.value:.6g}" for trial in best.trials)
         lines.append(f"# Mean over seeds: {best.value:.6g} ({values}).")
     if isinstance(plan.sweep.scheduler, PopulationBased):
-        lines.append("# It was found by population-based training: its values changed while it trained (journal.jsonl), and")
+        lines.append(
+            "# It was found by population-based training: its values changed while it trained (journal.jsonl), and"
+        )
         lines.append("# these are the last ones. A run with them from the start is another run, with another result.")
     return "\n".join([*lines, dump(job)])
 
@@ -250,6 +252,14 @@ class Engine:
         self._missing: list[str] = []
         self._ended = sum(trial.over for trial in study.trials.values())
         self._board: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray writes down its callbacks and searchers, to restore them; here the journal does that, so nothing is
+        kept."""
+        return {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        return self
 
     def run(self, watcher: SweepWatcher) -> str | None:
         """Work until everything was tried or somebody asks to stop; returns what keeps the sweep from a result."""

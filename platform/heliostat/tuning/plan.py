@@ -158,7 +158,9 @@ def _check_paths(plan: Plan) -> list[Problem]:
         if path.split(".")[0] in _RECORDED:
             problems.append(Problem(f"{path} says where a run is recorded, not what it computes", place))
         if path == "seed" and sweep.seeds != 1:
-            problems.append(Problem("seed is a parameter here; leave seeds out, or vary the seed by seeds alone", place))
+            problems.append(
+                Problem("seed is a parameter here; leave seeds out, or vary the seed by seeds alone", place)
+            )
         kinds = {parameter.type, *(inner.type for inner in getattr(parameter, "cases", {}).values())}
         if sweep.search.type == "grid" and kinds & {"uniform", "log-uniform"}:
             problems.append(Problem(f"a grid search needs values of {path} that can be listed: choice or grid", place))
@@ -184,7 +186,9 @@ def _check_combinations(plan: Plan) -> list[Problem]:
             found = _check(plan.with_values(assigned))
         except InputError as error:
             found = list(error.problems)
-        problems += [Problem(f"together, {shown}: {_told(problem)}", plan.document.place((SWEEP,))) for problem in found]
+        problems += [
+            Problem(f"together, {shown}: {_told(problem)}", plan.document.place((SWEEP,))) for problem in found
+        ]
     return problems
 
 

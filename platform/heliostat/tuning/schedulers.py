@@ -30,9 +30,7 @@ def rule(sweep: Sweep) -> TrialScheduler | None:
             )
         case MedianStopping(grace=grace, min_trials=least):
             # Without enough others a trial goes on rather than make room for one that waits.
-            return MedianStoppingRule(
-                **common, grace_period=grace, min_samples_required=least, min_time_slice=_NEVER
-            )
+            return MedianStoppingRule(**common, grace_period=grace, min_samples_required=least, min_time_slice=_NEVER)
     return None
 
 

@@ -127,7 +127,9 @@ def run_trial(config: dict[str, Any], train: Shared[Samples] | None, test: Share
         told = _final("failed", message=str(error))
     except Exception as error:  # noqa: BLE001 - a bug in one configuration must not end the sweep; it is shown and kept
         RunFolder(order.folder).storage.replace("error.txt", traceback.format_exc().encode())
-        told = _final("failed", message=f"{type(error).__name__}: {error} (the traceback is in {order.folder}/error.txt)")
+        told = _final(
+            "failed", message=f"{type(error).__name__}: {error} (the traceback is in {order.folder}/error.txt)"
+        )
     tune.report(told)
 
 
