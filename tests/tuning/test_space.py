@@ -6,9 +6,7 @@ from heliostat.config.sweep import Choice, Conditional, Grid, Integers, LogUnifo
 from heliostat.tuning.space import Space, at, ends
 
 KIND = Choice(type="choice", values=["sgd", "adam"])
-RATE = Conditional(
-    type="conditional", on="kind", cases={"adam": LogUniform(type="log-uniform", low=1e-4, high=1e-2)}
-)
+RATE = Conditional(type="conditional", on="kind", cases={"adam": LogUniform(type="log-uniform", low=1e-4, high=1e-2)})
 
 
 def test_a_conditional_parameter_is_there_only_in_its_cases_and_inside_its_range() -> None:

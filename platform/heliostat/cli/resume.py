@@ -31,7 +31,6 @@ def resume(
     from heliostat.training import launch
     from heliostat.training.run_folder import RunFolder
     from heliostat.training.stages import Chain
-
     from heliostat.tuning import launch as sweeps
 
     swept = sweeps.find(run)

@@ -211,7 +211,7 @@ class Sweep(Section):
     """Runs of each configuration, whose mean is compared: how many, counted up from the job's own seed, or which."""
     concurrent: PositiveInt | None = None
     """Most trials that run at the same time; null: as many as the cluster holds."""
-    limits: dict[str, Limit] = {}
+    limits: dict[str, Limit] = Field(default_factory=dict)
     """Bounds of metrics, such as a measure of collapse: ``train/feature_std: {min: 0.05}``."""
 
     @model_validator(mode="after")
