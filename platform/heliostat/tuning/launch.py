@@ -159,8 +159,8 @@ def _connect(plan: Plan) -> int:
     population = isinstance(plan.sweep.scheduler, PopulationBased) and need.bundles == [{"CPU": 0.0}]
     if population and limit < (plan.sweep.samples or 0):
         what = (
-            f"a population of {plan.sweep.samples} with {need.cpus:g} CPUs each does not fit this cluster at once; give "
-            "resources.workers=1, with which members take turns to the same result"
+            f"a population of {plan.sweep.samples} with {need.cpus:g} CPUs each does not fit this cluster at "
+            "once; give resources.workers=1, with which members take turns to the same result"
         )
         raise InputError(Problem(what, "resources.workers"))
     return limit

@@ -98,7 +98,7 @@ class Population(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Ray calls it with each report."""
-        if result["final"]:
+        if result["final"] or "share" in result:  # over, or only telling how far it is on its last leg
             return TrialScheduler.CONTINUE
         self._standing[trial.config["order"]["name"]] = result["step"], result["value"]
         tune_controller.pause_trial(trial, should_checkpoint=False)
