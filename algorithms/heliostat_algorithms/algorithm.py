@@ -14,7 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from torch import Tensor, nn
 
@@ -28,8 +28,18 @@ looks for a collapse gives a training some time."""
 
 Batch: TypeAlias = Mapping[str, Tensor]
 """This worker's rows of a global batch. Images: ``image`` (B, C, H, W) uint8; clips, for algorithms with ``video``:
-``video`` (B, T, C, H, W) uint8; ``label`` (B,) int64 where the data has labels; ``index`` (B,) int64, the sample's
-position in the data set."""
+``video`` (B, T, C, H, W) uint8. Tokens: ``tokens`` (B, L) int64, what is read, and ``targets`` (B, L) int64, what is
+to be said after each, ``IGNORED`` where nothing is asked. Pairs: ``source`` (B, S) and ``target`` (B, T) int64, each
+target from BEGIN to END. Shorter sequences are filled up with PAD; L, S and T are the longest of the **global** batch.
+``label`` (B,) int64 where the data has labels; ``index`` (B,) int64, the sample's position in the data set."""
+
+PAD, BEGIN, END, UNKNOWN = 0, 1, 2, 3
+"""Tokens that stand for something else than text or symbols, in vocabularies that have them."""
+IGNORED = -100
+"""A target that is not asked for; torch's own number for it."""
+
+Kind: TypeAlias = Literal["images", "tokens", "pairs"]
+"""What samples are: images or clips; sequences of tokens; sequences of tokens with another sequence as their source."""
 
 Inputs: TypeAlias = Mapping[str, Tensor]
 """What ``prepare`` makes of a batch: views, masks, noise; on the training device, but for what decides how much is
@@ -41,15 +51,38 @@ class OneOf:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenSpec:
+    """What an algorithm may know of sequences before it sees one."""
+
+    vocabulary: int
+    """How many tokens there are: they are numbers from 0 to ``vocabulary`` - 1."""
+    length: int
+    """Tokens of the longest sample; of pairs, of the longest target without its BEGIN."""
+    source_length: int | None = None
+    """Tokens of the longest source of a pair; None where samples are single sequences."""
+    characters_per_token: float | None = None
+    """Of a text, on average; None where tokens are symbols without a spelling."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSpec:
     """What an algorithm may know of the data before it sees a batch."""
 
-    image_shape: tuple[int, int, int]
-    """(C, H, W) of a stored image, or of a frame."""
+    image_shape: tuple[int, int, int] = (0, 0, 0)
+    """(C, H, W) of a stored image, or of a frame; zeros where samples are no pictures."""
     classes: int | None
     """How many classes; None where the data has no labels."""
     frames: int | None = None
     """T, the frames of a clip; None for images."""
+    tokens: TokenSpec | None = None
+    """Of sequences of tokens; None for images and clips."""
+
+    @property
+    def kind(self) -> Kind:
+        """What samples are."""
+        if self.tokens is None:
+            return "images"
+        return "tokens" if self.tokens.source_length is None else "pairs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +130,9 @@ class ParameterGroup:
     """Whether weight decay and, for LARS, layer-wise adaptation apply."""
     learning_rate_scale: float = 1.0
     """Factor on the learning rate: layer-wise decay, slower patch embeddings."""
+    learning_rate: float | None = None
+    """A peak learning rate of its own, in place of the job's: gates, the dynamics of state spaces. It follows the same
+    schedule, and the factor applies to it, too."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +154,17 @@ class Algorithm(nn.Module, ABC):
     separable: ClassVar[bool] = False
     """Whether the loss is a plain mean over samples, so that a batch may be split and its gradients summed. False for
     losses that compare the samples of a batch and for networks with batch normalisation."""
+    learns_from: ClassVar[frozenset[Kind]] = frozenset({"images"})
+    """Which samples it can be shown."""
     video: ClassVar[bool] = False
     """Whether the clips of video data come whole. Other algorithms are given one random frame of each clip as an image,
     and judged by the mean of their features of all frames."""
 
     def __init__(self, config: Any, data: DataSpec) -> None:
         super().__init__()
+        if data.kind not in self.learns_from:
+            kinds = " or ".join(sorted(self.learns_from))
+            raise ValueError(f"{type(self).__name__} learns from {kinds}, and the samples are {data.kind}")
 
     @classmethod
     def is_separable(cls, config: Any) -> bool:
@@ -176,6 +217,11 @@ class Algorithm(nn.Module, ABC):
             raise TypeError(f"{type(self).__name__} has no encoder, so there are no features to judge")
         h: Tensor = encoder(self.whole(images))
         return h
+
+    @property
+    def has_features(self) -> bool:
+        """Whether ``features`` gives some: by an encoder, or in a way of its own."""
+        return type(self).features is not Algorithm.features or self.encoder() is not None
 
     def token_features(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8, or clips (B, T, C, H, W) -> (B, N, D): what attentive probes judge."""

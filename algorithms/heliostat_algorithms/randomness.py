@@ -66,6 +66,21 @@ def permutation(key: str, count: int) -> Tensor:
     return torch.argsort(bits(key, 0, count), stable=True)
 
 
+def row_bits(keys: Tensor, stream: int, count: int) -> Tensor:
+    """(B, count) int64 words, all 64 bits random: in each row the words of a stream that the row's key begins.
+
+    For draws inside networks, which know a key of each row (``Random.bits``) and no more: row b is the sequence of
+    SplitMix64 whose state begins as a hash of (key, stream).
+
+    Args:
+        keys: (B,) int64, random.
+        stream: tells draws with the same keys apart, from 0.
+    """
+    state = _mix(keys + _signed((stream + 1) * _MULTIPLIERS[0] % (1 << 64)))
+    x = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device).mul_(_signed(_GOLDEN))
+    return _mix(state[:, None] + x)
+
+
 class Random:
     """Draws for some rows of the global batch of one step.
 

@@ -131,5 +131,33 @@ class MultiStep(Schedule):
         return float(self.factor**passed)
 
 
-ScheduleConfig: TypeAlias = Annotated[Cosine | Constant | MultiStep, OneOf()]
-"""Any schedule, told apart by ``type``: cosine, constant, multi-step."""
+@dataclass(frozen=True, kw_only=True)
+class InverseSqrt(Schedule):
+    """Linear to the peak at ``warmup_steps``, then with the inverse square root of the step (Vaswani et al. 2017,
+    section 5.3).
+
+    The paper's learning rate is d^-0.5 min(s^-0.5, s w^-1.5) at step s from 1 with w warm-up steps. It peaks at s = w
+    with (d w)^-0.5, which is what the optimiser's ``learning_rate`` says: 7.0e-4 for d = 512 and w = 4000.
+    """
+
+    type: Literal["inverse-sqrt"] = "inverse-sqrt"
+    warmup_steps: int = 4000
+    """w, optimiser steps to the peak."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup_steps < 1:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be at least 1")
+        if self.warmup_epochs:
+            raise ValueError("inverse-sqrt counts its warm-up in steps: set warmup_steps and leave warmup_epochs out")
+
+    def multiplier(self, clock: Clock) -> float:
+        step = clock.step + 1
+        return min(step / self.warmup_steps, math.sqrt(self.warmup_steps / step))
+
+    def after_warmup(self, clock: Clock, progress: float) -> float:
+        return self.multiplier(clock)
+
+
+ScheduleConfig: TypeAlias = Annotated[Cosine | Constant | MultiStep | InverseSqrt, OneOf()]
+"""Any schedule, told apart by ``type``: cosine, constant, multi-step, inverse-sqrt."""

@@ -1,18 +1,19 @@
 """DQN on Atari Pong against RLlib's and Stable-Baselines3's: environment steps played, and transitions trained, per
 second.
 
-All have the network of the 2015 paper, Adam, batches of 32, one update for every four steps, and the same emulator with
-the same settings, on two CPU cores. What differs is what each library brings along:
+All have the network of the 2015 paper, Adam, batches of 32, one update for every four steps, and four emulated frames
+to a step without repeated actions, on two CPU cores. What differs is what each library brings along:
 
 - RLlib 2.60 on its new API stack, with one rollout actor and the learner in the driver, as in its own example of DQN on
-  Atari. Its frame stacking fails with a learner in the driver, and its networks take float32 with channels last: so
-  its environments stack and scale the frames. It replays by priority, and so do we.
+  Atari. Its frame stacking as a connector fails with a learner in the driver, and its networks take float32 with
+  channels last: so its environments stack and scale the frames. It replays by priority, and so do we.
 - Stable-Baselines3, in one process, replays uniformly.
 
-In training both may use one thread of torch or two, whichever is faster here; ours has a rollout actor and a learner of
-one CPU each. The three take turns of some seconds within one overlapped run of ours, whose coordinator waits while the
-others have theirs. All ratios are medians over turns. (The emulator's own preprocessing, which all have here, is faster
-than that of ``gymnasium`` and RLlib, which is in Python and needs OpenCV: with that both would be slower still.)
+Each plays once as its users do, with the Atari wrappers that it ships (Python and OpenCV), and once with ale-py's own
+vectorised preprocessing, one lane, which is what we play with: the latter leaves only what the libraries themselves
+cost. In training both may use one thread of torch or two, whichever is faster here; our learner has two, since our
+rollout actor, which has one, waits most of the time. All take turns of some seconds within one overlapped run of ours,
+whose coordinator waits while the others have theirs. All ratios are medians over turns.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -51,11 +52,15 @@ algorithm: {type: dqn, prioritization: {}, epsilon: {type: constant, value: 1}}
 environment: {type: atari, game: pong}
 rollout: {environments: 8, calls: 8, broadcast_updates: 8}
 replay: {capacity: 20000, minimum: 500, samples_per_insert: 8, prefetch: 8}
+resources: {cpus_per_learner: 2}
 optimization: {optimizer: {type: adam, learning_rate: 1.0e-4}, batch_size: 32, steps: 100000000}
 evaluation: {episodes: 1, max_steps: 1}
 """
 BATCH, TRAIN_EVERY, MINIMUM, CAPACITY = 32, 4, 500, 5_000
 LANES = 8
+OWN, SAME = "its own Atari wrappers", "our emulator"
+ENVIRONMENTS = (OWN, SAME)
+"""What a peer plays: see above."""
 SETTLING_SECONDS = 1.0
 """How long our run goes on after a wait before its turn is timed, so that nothing made while it waited is counted."""
 
@@ -68,14 +73,16 @@ def rows(quick: bool = False) -> list[dict[str, Any]]:
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     os.sched_setaffinity(0, sorted(cores)[:2])  # actors inherit it
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file by name
-    # Four by name, since RLlib's actor waits while ours work and the other way round.
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    rllib = Rllib()
+    # Five by name, since RLlib's actor waits while ours work and the other way round.
+    ray.init(num_cpus=5, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    peers = {name: Rllib(name) for name in ENVIRONMENTS}
     try:
-        measured = [_acting(rllib, rounds=2 if quick else 9), _acting_in_process(rounds=2 if quick else 9)]
-        return measured + _training(rllib, turns=1 if quick else 4, seconds=3 if quick else 6)
+        rounds = 2 if quick else 9
+        measured = [_acting(name, rllib, rounds) for name, rllib in peers.items()] + [_acting_in_process(rounds)]
+        return measured + _training(peers, turns=1 if quick else 4, seconds=3 if quick else 6)
     finally:
-        rllib.close()
+        for rllib in peers.values():
+            rllib.close()
         ray.shutdown()
         os.sched_setaffinity(0, cores)
         torch.set_num_threads(threads)
@@ -124,16 +131,39 @@ class Pong(gym.Env[np.ndarray[Any, Any], np.int64]):
         return seen.transpose(1, 2, 0).astype(np.float32) / 128 - 1 if self._scaled else seen
 
 
-def _rllib(lanes: int, runners: int) -> Any:
+def _rllib_pong(_: Any) -> gym.Env[Any, Any]:
+    """Pong as RLlib's own Atari wrappers make it."""
+    import ale_py
+    from ray.rllib.env.wrappers.atari_wrappers import wrap_atari_for_new_api_stack
+
+    gym.register_envs(ale_py)
+    bare = gym.make("ALE/Pong-v5", frameskip=1, repeat_action_probability=0.0)
+    wrapped: gym.Env[Any, Any] = wrap_atari_for_new_api_stack(bare, dim=84, framestack=4)
+    return wrapped
+
+
+def _sb3_pong() -> Any:
+    """Pong as Stable-Baselines3's own Atari wrappers make it."""
+    import ale_py
+    from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+    gym.register_envs(ale_py)
+    bare = {"frameskip": 1, "repeat_action_probability": 0.0}
+    return VecFrameStack(make_atari_env("ALE/Pong-v5", n_envs=1, env_kwargs=bare), 4)
+
+
+def _rllib(lanes: int, runners: int, environment: str) -> Any:
     """RLlib's DQN without the additions that are on by default."""
     from ray.rllib.algorithms.dqn import DQNConfig
     from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
     from ray.tune.registry import register_env
 
-    register_env("bench-pong", lambda _: Pong(scaled=True))
+    make: Callable[[Any], gym.Env[Any, Any]] = {OWN: _rllib_pong, SAME: lambda _: Pong(scaled=True)}[environment]
+    register_env(f"bench-pong-{environment}", make)
     layers = [(32, 8, 4, "valid"), (64, 4, 2, "valid"), (64, 3, 1, "valid")]
     config = DQNConfig()
-    config.environment("bench-pong")
+    config.environment(f"bench-pong-{environment}")
     config.env_runners(
         num_env_runners=runners, num_envs_per_env_runner=lanes, rollout_fragment_length=TRAIN_EVERY, explore=True
     )
@@ -166,8 +196,8 @@ def _rllib(lanes: int, runners: int) -> Any:
 class Rllib:
     """RLlib's DQN, which plays and trains in turns."""
 
-    def __init__(self) -> None:
-        self._algorithm = _rllib(lanes=1, runners=1).build_algo()
+    def __init__(self, environment: str) -> None:
+        self._algorithm = _rllib(lanes=1, runners=1, environment=environment).build_algo()
         self._played = 0.0
 
     def play(self) -> float:
@@ -203,7 +233,7 @@ def _job() -> ReinforcementJob:
 # Acting
 
 
-def _acting(rllib: Rllib, rounds: int) -> dict[str, Any]:
+def _acting(environment: str, rllib: Rllib, rounds: int) -> dict[str, Any]:
     """Playing and storing what was played, with one rollout actor."""
     ours, theirs = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -220,8 +250,8 @@ def _acting(rllib: Rllib, rounds: int) -> dict[str, Any]:
                     theirs.append(their_steps / (time.perf_counter() - middle))
         finally:
             crew.close()
-    label = "acting on Pong, one rollout actor (ours with 8 lanes), and storing; RLlib's DQN before it trains, 1 lane"
-    return _row(label, "steps/s", ours, theirs)
+    label = "acting on Pong, one rollout actor (ours with 8 lanes), and storing; RLlib's DQN before it trains, 1 lane,"
+    return _row(f"{label} {environment}", "steps/s", ours, theirs)
 
 
 def _play_over_ray(crew: RayCrew, folder: str) -> Callable[[], int]:
@@ -251,7 +281,7 @@ def _acting_in_process(rounds: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     job = _job()
     worker = RolloutWorker(job, job.environment.spec(), range(LANES))
-    runner = SingleAgentEnvRunner(config=_rllib(LANES, 0))
+    runner = SingleAgentEnvRunner(config=_rllib(LANES, 0, SAME))
     ours, theirs = [], []
     for number in range(-1, rounds):
         start = time.perf_counter()
@@ -264,7 +294,8 @@ def _acting_in_process(rounds: int) -> dict[str, Any]:
             theirs.append(64 / (time.perf_counter() - middle))
     worker.close()
     runner.stop()
-    return _row("acting on 8 lanes of Pong, the worker alone; RLlib's DQN runner alone", "steps/s", ours, theirs)
+    label = f"acting on 8 lanes of Pong, the worker alone; RLlib's DQN runner alone, {SAME}"
+    return _row(label, "steps/s", ours, theirs)
 
 
 # Training
@@ -273,12 +304,12 @@ def _acting_in_process(rounds: int) -> dict[str, Any]:
 class StableBaselines:
     """Stable-Baselines3's DQN, trained for some seconds at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: str) -> None:
         from stable_baselines3 import DQN
 
         self._model = DQN(
             "CnnPolicy",
-            Pong(scaled=False),
+            _sb3_pong() if environment == OWN else Pong(scaled=False),
             learning_rate=1e-4,
             buffer_size=CAPACITY,
             learning_starts=MINIMUM,
@@ -351,9 +382,11 @@ class Turns(SilentRuntime):
         return found[best]
 
 
-def _training(rllib: Rllib, turns: int, seconds: float) -> list[dict[str, Any]]:
+def _training(rllib: Mapping[str, Rllib], turns: int, seconds: float) -> list[dict[str, Any]]:
     job, crew = _job(), RayCrew()
-    runtime = Turns({"rllib": rllib.turn, "sb3": StableBaselines().turn}, turns, seconds)
+    peers = {f"RLlib, {name}": peer.turn for name, peer in rllib.items()}
+    peers |= {f"Stable-Baselines3, {name}": StableBaselines(name).turn for name in ENVIRONMENTS}
+    runtime = Turns(peers, turns, seconds)
     try:
         with tempfile.TemporaryDirectory() as folder:
             runtime.session = Session(job, job.environment.spec(), RunFolder(folder), runtime, crew)
@@ -363,10 +396,7 @@ def _training(rllib: Rllib, turns: int, seconds: float) -> list[dict[str, Any]]:
         crew.close()
     rates = runtime.rates
     label = "training DQN on Pong, batch 32, 8 samples per step, 2 cores;"
-    return [
-        _row(f"{label} RLlib", "transitions/s", rates["ours"], rates["rllib"]),
-        _row(f"{label} Stable-Baselines3", "transitions/s", rates["ours"], rates["sb3"]),
-    ]
+    return [_row(f"{label} {name}", "transitions/s", rates["ours"], rates[name]) for name in peers]
 
 
 if __name__ == "__main__":

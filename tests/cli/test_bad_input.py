@@ -222,7 +222,9 @@ def test_list(heliostat: Heliostat) -> None:
     listing = json.loads(out)
     assert "simclr" in listing["algorithms"]
     images = {"digits", "parquet", "image-folder", "cifar10", "cifar100", "mnist", "fashion-mnist", "stl10"}
-    assert images | {"atari-frames", "atari-clips", "moving-digits", "video-folder"} == set(listing["data"])
+    videos = {"atari-frames", "atari-clips", "moving-digits", "bouncing-shapes", "video-folder"}
+    sequences = {"text", "parallel-text", "copy", "reverse", "selective-copying", "induction-heads", "passkey"}
+    assert images | videos | sequences == set(listing["data"])
     assert {"resnet18", "resnet50", "vit-tiny", "vit-giant"} <= set(listing["backbones"])
     assert all(what for entries in listing.values() for what in entries.values())
     code, _, _ = heliostat("list", "algorithm")

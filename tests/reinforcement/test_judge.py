@@ -58,7 +58,7 @@ class Metronomes:
         return Played(frame, reward, terminated, truncated, nothing, ~np.array(over))
 
     def render(self, lane: int) -> npt.NDArray[np.uint8]:
-        raise NotImplementedError
+        raise AssertionError("nobody looks here")
 
     def close(self) -> None:
         pass

@@ -88,7 +88,7 @@ class Worlds:
         return Played(np.array(frame, np.float32), np.array(reward), *flags)
 
     def render(self, lane: int) -> npt.NDArray[np.uint8]:
-        raise NotImplementedError
+        raise AssertionError("nobody looks here")
 
     def close(self) -> None:
         self.closed = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 COMMON = """
 name: tiny
 seed: 3
@@ -12,6 +14,11 @@ tracking: {experiment: tests, every_steps: 1, system_metrics: false}
 """
 DIGITS = "data: {train: {source: digits, split: train}, test: {source: digits, split: test}}"
 CLIPS = "data: {train: {source: moving-digits, split: train, videos: 64, video_frames: 6, clip: {frames: 4}}}\n"
+SHAPES = (
+    "data: {train: {source: bouncing-shapes, split: train, videos: 64, video_frames: 5, clip: {frames: 3}}, "
+    "test: {source: bouncing-shapes, split: test, videos: 16, video_frames: 5, clip: {frames: 3}}}\n"
+)
+U_NET = "{width: 4, multipliers: [1, 2], blocks: 1, attention: [1], head_width: 4, norm_groups: 2"
 RESNET = "{type: resnet18, stem: cifar, width: 4, zero_init_residual: false}"
 VIT = "{type: vit-tiny, patch_size: 4, width: 8, depth: 2, heads: 2, mlp_ratio: 2.0, interpolation_offset: 0.1}"
 VIEW = "{crop_area: [0.3, 1.0], blur: {probability: 0.5}}"
@@ -34,6 +41,10 @@ PATCHES = "{type: vit-tiny, patch_size: 2, width: 12, depth: 2, heads: 2, mlp_ra
 MEANS = f"{PATCHES}, class_token: false, pool: mean}}"
 CROP = "augmentation: {size: 8, crop_area: [0.4, 1.0]}"
 FINE_TUNE = f"type: simclr-v2-fine-tune, backbone: {RESNET}"
+COPIES = "{source: copy, split: train, samples: 64, lengths: [3, 5, 7], symbols: 6"
+TEXT = f"{{source: text, path: {Path(__file__).parents[2] / 'LICENSE'}, split: train, window: 12}}"
+PASSKEYS = "{source: passkey, split: train, samples: 64, lengths: [16], key_length: 2, symbols: 8, near: 4}"
+SEQUENCE = "width: 8, depth: 2, heads: 2, hidden: 12, dropout: 0.2"
 
 METHODS: dict[str, str] = {
     "simclr": f"""
@@ -128,9 +139,64 @@ algorithm: {{type: vit, backbone: {VIT}, {CROP}, mixing: {{mixup: 0.8, cutmix: 1
              drop_path: 0.3, layer_decay: 0.7, ema: 0.9, pre_logits: 8}}
 {ADAMW}
 """,
+    "transformer": f"""
+algorithm: {{type: transformer, {SEQUENCE}}}
+data: {{train: {COPIES}}}}}
+{ADAMW}
+""",
+    "language-model": f"""
+algorithm: {{type: language-model, network: {{type: transformer, {SEQUENCE}}}, label_smoothing: 0.1}}
+data: {{train: {TEXT}}}
+{ADAMW}
+""",
+    "language-model-ragged": f"""
+algorithm: {{type: language-model, network: {{type: transformer, norm: pre, {SEQUENCE}}}, tied: false}}
+data: {{train: {COPIES}, form: tokens}}}}
+{ADAMW}
+""",
+    "infini-attention": f"""
+algorithm: {{type: language-model, network: {{type: infini-attention, {SEQUENCE}, segment: 4}}}}
+data: {{train: {PASSKEYS}}}
+{ADAMW}
+""",
+    "sequence-classifier": f"""
+algorithm: {{type: sequence-classifier, network: {{type: transformer, {SEQUENCE}}}}}
+{ADAMW}
+""",
+    "s4": f"""
+algorithm: {{type: sequence-classifier, network: {{type: s4, width: 8, depth: 2, states: 4, length: 64, dropout: 0.2}}}}
+{ADAMW}
+""",
+    "s4d": f"""
+algorithm: {{type: language-model, network: {{type: s4d, width: 8, depth: 2, states: 4, dropout: 0.2}}}}
+data: {{train: {COPIES}, form: tokens}}}}
+{ADAMW}
+""",
+    "mamba": f"""
+algorithm: {{type: language-model, network: {{type: mamba, width: 8, depth: 2, states: 4, dropout: 0.2}}}}
+data: {{train: {COPIES}, form: tokens}}}}
+{ADAMW}
+""",
+    "mamba-exact": f"""
+algorithm: {{type: sequence-classifier, pool: last,
+             network: {{type: mamba, width: 8, depth: 1, states: 4, exact: true}}}}
+{ADAMW}
+""",
     "vit-probe": f"""
 algorithm: {{type: vit, backbone: {VIT}, {CROP}, frozen: true, normalize: true, classifier_std: 0.01}}
 {LARS}
+""",
+    "video-diffusion": f"""
+algorithm: {{type: video-diffusion, network: {U_NET}}}, images: 2, label_drop: 0.5, ema: 0.9,
+             sampler: {{type: ddim, steps: 2}}}}
+{SHAPES}
+{ADAMW}
+""",
+    "video-diffusion-one-frame": f"""
+algorithm: {{type: video-diffusion, network: {U_NET}, conditioning: adaptive-norm}}, prediction: eps, loss: x,
+             conditional: false, ema: null, sampler: {{type: ddpm, steps: 2}}}}
+{SHAPES.replace("frames: 3", "frames: 1")}
+{ADAMW}
 """,
 }
 

@@ -215,3 +215,50 @@ def test_clips_are_judged_whatever_the_method_takes(algorithm: str) -> None:
     assert {name for name in evaluation.baselines(network, untold) if "pixels" in name} == {
         f"baseline/pixels/knn_top{top}" for top in (1, 5)
     }
+
+
+def shapes(evaluation: str) -> Job:
+    """A tiny job of video diffusion, which has no encoder."""
+    return parse(
+        f"""
+name: tiny
+algorithm: {{type: video-diffusion, sampler: {{type: ddim, steps: 2}}, images: 1,
+             network: {{width: 4, multipliers: [1], blocks: 1, attention: [0], head_width: 4, norm_groups: 2}}}}
+data: {{train: {{source: bouncing-shapes, split: train, videos: 24}},
+        test: {{source: bouncing-shapes, split: test, videos: 12}}}}
+optimization: {{optimizer: {{type: adam, learning_rate: 0.01}}, schedule: {{type: constant}}, batch_size: 8, steps: 2}}
+evaluation: {evaluation}
+resources: {{runtime: local, workers: 1}}
+tracking: {{every_steps: 1, system_metrics: false}}
+""",
+        "tiny.yaml",
+    )
+
+
+def test_features_are_not_judged_where_there_is_no_encoder() -> None:
+    job = shapes(
+        "[{type: knn}, {type: attentive}, {type: fine-tune, batch_size: 8}, {type: collapse}, {type: video-motion}]"
+    )
+    with pytest.raises(InputError) as caught:
+        launch.load(job)
+    said = [str(problem) for problem in caught.value.problems]
+    assert len(said) == 4
+    assert all("has none" in problem for problem in said)
+
+
+def moved() -> dict[str, Any]:
+    job = shapes("[{type: video-motion, videos: 10, continued: 6, batch_size: 3}]")
+    data = launch.load(job)
+    runtime = SilentRuntime(CPU, rank(), world_size())
+    algorithm = TrainingState(job, data.train.spec(), CPU, 1).algorithm
+    for n, parameter in enumerate(algorithm.parameters()):
+        parameter.data = 0.2 * torch.sin(torch.arange(parameter.numel()) + n).view(parameter.shape)
+    return Evaluation(job, data.train, data.test, runtime).run(algorithm, 1, 1, True, untold)
+
+
+def test_motion_is_the_same_over_workers(on_workers: Any) -> None:
+    alone = moved()
+    assert alone
+    first, second = on_workers(moved, 2)
+    assert not second
+    assert first == pytest.approx(alone, rel=1e-3, abs=1e-3)

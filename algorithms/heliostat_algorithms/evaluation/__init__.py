@@ -1,14 +1,11 @@
-"""How good a representation is: evaluators on frozen features, on frozen tokens, and of the network itself.
+"""How good a representation is, or what is generated: evaluators on frozen features, on frozen tokens, and of the
+network itself.
 
-Each evaluator is a config and its method in one; ``EvaluatorConfig`` is the union that a job file's ``evaluation``
-lists.
+Each evaluator is a config and its method in one; a job file's ``evaluation`` lists some.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
-
-from heliostat_algorithms.algorithm import OneOf
 from heliostat_algorithms.evaluation.attentive import AttentiveProbe
 from heliostat_algorithms.evaluation.classification import Classification
 from heliostat_algorithms.evaluation.collapse import Collapse, diagnose
@@ -27,12 +24,8 @@ from heliostat_algorithms.evaluation.fine_tuning import FineTuning
 from heliostat_algorithms.evaluation.knn import KNN
 from heliostat_algorithms.evaluation.linear import LinearProbe
 from heliostat_algorithms.evaluation.retrieval import Neighbours, Retrieval, neighbours
-
-EvaluatorConfig: TypeAlias = Annotated[
-    KNN | LinearProbe | FewLabelProbe | Retrieval | AttentiveProbe | FineTuning | Classification | Collapse, OneOf()
-]
-"""Any evaluator, told apart by ``type``: knn, linear, few-label, retrieval, attentive, fine-tune, classification,
-collapse."""
+from heliostat_algorithms.evaluation.sequences import Perplexity, TokenAccuracy
+from heliostat_algorithms.evaluation.video_motion import VideoMotion
 
 __all__ = [
     "KNN",
@@ -41,7 +34,6 @@ __all__ = [
     "Classification",
     "Collapse",
     "Evaluator",
-    "EvaluatorConfig",
     "FeatureEvaluator",
     "Features",
     "FewLabelProbe",
@@ -49,8 +41,11 @@ __all__ = [
     "LinearProbe",
     "Neighbours",
     "NetworkEvaluator",
+    "Perplexity",
     "Retrieval",
     "SampleSet",
+    "TokenAccuracy",
+    "VideoMotion",
     "concatenate",
     "diagnose",
     "extract",

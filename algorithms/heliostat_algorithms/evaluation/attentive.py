@@ -106,6 +106,8 @@ class AttentiveProbe(NetworkEvaluator):
             raise ValueError(f"validation = {self.validation} of {used} training samples leaves nothing for one part")
 
     def check_network(self, algorithm: Algorithm, sample: Batch, samples: int) -> None:
+        if not algorithm.has_features:
+            raise ValueError(f"attentive judges features, and {type(algorithm).__name__} has none")
         with evaluating(algorithm):
             _, tokens, width = sample_tokens(algorithm, sample).shape
         self._heads(width)

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from heliostat_algorithms.algorithm import Algorithm, Batch
+from heliostat_algorithms.algorithm import Algorithm, Batch, DataSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +130,10 @@ class SampleSet(Protocol):
     def classes(self) -> int | None:
         """How many classes the data has; None without labels."""
 
+    @property
+    def spec(self) -> DataSpec:
+        """What its samples are."""
+
     def __len__(self) -> int:
         """Samples of the whole set."""
 
@@ -210,7 +214,10 @@ class FeatureEvaluator(Evaluator):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkEvaluator(Evaluator):
-    """Judges the network itself, by training with it on the samples."""
+    """Judges the network itself, by training with it on the samples, or by what it says to them."""
+
+    judges_untrained: ClassVar[bool] = True
+    """Whether the network as initialised is judged too, as the baseline."""
 
     def check_network(self, algorithm: Algorithm, sample: Batch, samples: int) -> None:
         """Whether it can judge this algorithm.

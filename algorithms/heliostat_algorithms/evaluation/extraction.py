@@ -40,7 +40,7 @@ def sample_tokens(algorithm: Algorithm, batch: Batch) -> Tensor:
 def _shown(algorithm: Algorithm, batch: Batch) -> tuple[Tensor, int]:
     """Images or clips as the algorithm takes them, and how many of them belong to each sample."""
     if "video" not in batch:
-        return batch["image"], 1
+        return batch["tokens" if "tokens" in batch else "image"], 1
     clips = batch["video"]
     return (clips, 1) if algorithm.video else (clips.flatten(0, 1), clips.shape[1])
 

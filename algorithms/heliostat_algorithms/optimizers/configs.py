@@ -72,13 +72,15 @@ class OptimizerBase(ABC):
     def build(self, groups: list[ParameterGroup], batch_size: int) -> Optimizer:
         """The optimiser of an algorithm's parameters, at the peak learning rate."""
 
-    def _groups(self, groups: list[ParameterGroup], **free: Any) -> list[dict[str, Any]]:
+    def _groups(self, groups: list[ParameterGroup], batch_size: int, **free: Any) -> list[dict[str, Any]]:
         """Groups as torch takes them; those that are not regularised have no decay and the options ``free``."""
+        peak = self.peak_learning_rate(batch_size)
         return [
             {
                 "name": group.name,
                 "params": group.parameters,
-                "learning_rate_scale": group.learning_rate_scale,
+                "learning_rate_scale": group.learning_rate_scale
+                * (1.0 if group.learning_rate is None else group.learning_rate / peak),
                 "regularized": group.regularized,
                 "weight_decay": self.weight_decay if group.regularized else 0.0,
                 **({} if group.regularized else free),
@@ -103,7 +105,7 @@ class Lars(OptimizerBase):
 
     def build(self, groups: list[ParameterGroup], batch_size: int) -> Optimizer:
         return LARS(
-            self._groups(groups, adapt=False),
+            self._groups(groups, batch_size, adapt=False),
             lr=self.peak_learning_rate(batch_size),
             momentum=self.momentum,
             trust_coefficient=self.trust_coefficient,
@@ -125,7 +127,7 @@ class Sgd(OptimizerBase):
 
     def build(self, groups: list[ParameterGroup], batch_size: int) -> Optimizer:
         return torch.optim.SGD(
-            self._groups(groups),
+            self._groups(groups, batch_size),
             lr=self.peak_learning_rate(batch_size),
             momentum=self.momentum,
             nesterov=self.nesterov,
@@ -150,7 +152,11 @@ class AdamW(OptimizerBase):
 
     def build(self, groups: list[ParameterGroup], batch_size: int) -> Optimizer:
         return torch.optim.AdamW(
-            self._groups(groups), lr=self.peak_learning_rate(batch_size), betas=self.betas, eps=self.eps, foreach=True
+            self._groups(groups, batch_size),
+            lr=self.peak_learning_rate(batch_size),
+            betas=self.betas,
+            eps=self.eps,
+            foreach=True,
         )
 
 
@@ -174,7 +180,11 @@ class Adam(OptimizerBase):
 
     def build(self, groups: list[ParameterGroup], batch_size: int) -> Optimizer:
         return torch.optim.Adam(  # fused: a third of the time of foreach, on CPUs too
-            self._groups(groups), lr=self.peak_learning_rate(batch_size), betas=self.betas, eps=self.eps, fused=True
+            self._groups(groups, batch_size),
+            lr=self.peak_learning_rate(batch_size),
+            betas=self.betas,
+            eps=self.eps,
+            fused=True,
         )
 
 
@@ -204,7 +214,7 @@ class RmsProp(OptimizerBase):
 
     def build(self, groups: list[ParameterGroup], batch_size: int) -> Optimizer:
         return RMSProp(
-            self._groups(groups),
+            self._groups(groups, batch_size),
             lr=self.peak_learning_rate(batch_size),
             decay=self.decay,
             eps=self.eps,

@@ -17,6 +17,9 @@ def evaluate(
     weights: Annotated[
         str | None, typer.Option(help="A run whose weights are judged in place of this run's.", show_default=False)
     ] = None,
+    average: Annotated[
+        int, typer.Option(min=1, help="Judge the mean of so many checkpoints: it and those before it.")
+    ] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """Judge a checkpoint's features, beside those of the untrained network and raw pixels. Changes nothing of the
@@ -45,7 +48,7 @@ def evaluate(
     require(launch.check(job, follows=True))
     data = launch.load(job)
     step, results = evaluate_checkpoint(
-        job, (data.train, data.test), source, checkpoint, SilentRuntime(launch.device(job))
+        job, (data.train, data.test), source, checkpoint, SilentRuntime(launch.device(job)), average
     )
     if json:
         print(json_module.dumps({"run": source.name, "step": step, "results": results}, indent=2))

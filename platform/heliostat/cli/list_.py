@@ -52,11 +52,11 @@ def list_(
 
 
 def _entries(kind: Kind) -> dict[str, str]:
+    from heliostat.config.evaluators import EvaluatorConfig
     from heliostat.config.registry import AGENTS, ALGORITHMS, members
     from heliostat.data.sources import DataSource
     from heliostat.reinforcement.environments import EnvironmentConfig
     from heliostat_algorithms.backbones import BackboneConfig
-    from heliostat_algorithms.evaluation import EvaluatorConfig
     from heliostat_algorithms.optimizers import OptimizerConfig
 
     match kind:

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from heliostat.config.evaluators import EvaluatorConfig
 from heliostat.config.registry import AlgorithmConfig
 from heliostat.data.sources import DataSource
-from heliostat_algorithms.evaluation import EvaluatorConfig
 from heliostat_algorithms.optimizers import OptimizerConfig
 from heliostat_algorithms.schedules import Cosine, ScheduleConfig
 

@@ -10,6 +10,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from heliostat_algorithms.algorithm import Algorithm, OneOf
+from heliostat_algorithms.generative.video_diffusion import VideoDiffusion
 from heliostat_algorithms.reinforcement.dqn import DQN
 from heliostat_algorithms.representation.dino import DINO
 from heliostat_algorithms.representation.dinov2 import DINOv2
@@ -21,6 +22,9 @@ from heliostat_algorithms.representation.simclr import SimCLR
 from heliostat_algorithms.representation.simclr_v2 import SimCLRv2
 from heliostat_algorithms.representation.simclr_v2_transfer import SimCLRv2Distill, SimCLRv2FineTune
 from heliostat_algorithms.representation.vjepa import VJEPA
+from heliostat_algorithms.sequence.classifier import SequenceClassifier
+from heliostat_algorithms.sequence.language_model import LanguageModel
+from heliostat_algorithms.sequence.transformer import Transformer
 from heliostat_algorithms.supervised.vit import ViTClassifier
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
@@ -36,6 +40,10 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "ijepa": IJEPA,
     "vjepa": VJEPA,
     "vit": ViTClassifier,
+    "video-diffusion": VideoDiffusion,
+    "transformer": Transformer,
+    "language-model": LanguageModel,
+    "sequence-classifier": SequenceClassifier,
 }
 """The name in a job file (``algorithm: {type: ...}``) and the class that it builds."""
 
@@ -77,7 +85,11 @@ AlgorithmConfig: TypeAlias = Annotated[
     | MAE.Config
     | IJEPA.Config
     | VJEPA.Config
-    | ViTClassifier.Config,
+    | ViTClassifier.Config
+    | VideoDiffusion.Config
+    | Transformer.Config
+    | LanguageModel.Config
+    | SequenceClassifier.Config,
     OneOf(),
 ]
 """Any algorithm's config, told apart by ``type``."""

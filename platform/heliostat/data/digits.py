@@ -16,18 +16,30 @@ from heliostat.data.images import ImageData
 TEST_SAMPLES = 360
 
 
-def load_digits(split: Literal["train", "test"]) -> ImageData:
-    """1,437 or 360 images (N, 1, 8, 8), the levels 0 .. 16 scaled to 0 .. 255."""
+def load_digits(split: Literal["train", "test"], image_size: int | None = None) -> ImageData:
+    """1,437 or 360 images (N, 1, 8, 8), the levels 0 .. 16 scaled to 0 .. 255; or (N, 1, S, S), bicubic."""
     from sklearn import datasets
 
     levels, labels = datasets.load_digits(return_X_y=True)
     rows = np.sort(_split(labels)[split])
     images = np.round(levels[rows] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+    name = f"digits/{split}"
+    if image_size is not None:
+        images, name = enlarged(images[:, 0], image_size)[:, None], f"{name} at {image_size} pixels"
     return ImageData(
         images=images,
         labels=labels[rows].astype(np.int64),
         classes=tuple("0123456789"),
-        name=f"digits/{split}",
+        name=name,
+    )
+
+
+def enlarged(images: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """(N, h, w) to (N, size, size)."""
+    from PIL import Image
+
+    return np.stack(
+        [np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)) for image in images]
     )
 
 

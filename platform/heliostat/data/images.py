@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import numpy.typing as npt
 
-from heliostat.data.samples import CorruptItem, Progress, Samples, Selection, fraction_of
+from heliostat.data.samples import CorruptItem, PictureSamples, Progress, Selection, fraction_of
 from heliostat.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ __all__ = ["CorruptItem", "ImageData", "Progress", "fraction_of"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ImageData(Samples):
+class ImageData(PictureSamples):
     """A data set of images of one size, decoded.
 
     Raises:
@@ -54,8 +54,15 @@ class ImageData(Samples):
             image_shape=(channels, height, width), classes=None if self.labels is None else len(self.classes)
         )
 
-    def select(self, indices: npt.NDArray[np.int64], *, clips: bool = True, random: Random | None = None) -> Selection:
-        return Selection("image", indices)
+    def select(
+        self,
+        indices: npt.NDArray[np.int64],
+        *,
+        clips: bool = True,
+        random: Random | None = None,
+        together: npt.NDArray[np.int64] | None = None,
+    ) -> tuple[Selection, ...]:
+        return (Selection("image", self.images, indices),)
 
     def part(self, indices: npt.NDArray[np.int64], name: str) -> Self:
         return type(self)(

@@ -1,6 +1,7 @@
 """The deterministic loader: a step's batch is a function of (seed, step) alone, each worker takes its rows of it.
 
-Of videos, so is the place of each clip: it is drawn for the row of the global batch.
+Of videos, so is the place of each clip: it is drawn for the row of the global batch. Of sequences, so is the length to
+which shorter ones are filled up: it is that of the longest in the global batch.
 
 There is no state to lose: a resumed run asks for the next step, a run with more workers cuts the same global batch into
 more parts, and any single step can be loaded again.
@@ -19,6 +20,7 @@ from heliostat.data.samples import Samples
 from heliostat.errors import InputError
 from heliostat_algorithms.randomness import Random, permutation
 
+_DTYPES = {"uint8": torch.uint8, "int32": torch.int32, "int64": torch.int64}
 _SCOPE = "loader"
 """Of the random streams; an algorithm draws from others in the same step."""
 
@@ -98,11 +100,12 @@ class Loader:
         return self._epoch[1][position * self.batch_size : (position + 1) * self.batch_size]
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """This worker's B rows: ``image`` (B, C, H, W) or ``video`` (B, T, C, H, W) uint8, ``index`` and, if any,
-        ``label`` (B,) int64."""
-        indices = self.indices(step)[self._rows.start : self._rows.stop]
+        """This worker's B rows: ``image`` (B, C, H, W) or ``video`` (B, T, C, H, W) uint8, or the entries of sequences
+        int64; ``index`` and, if any, ``label`` (B,) int64."""
+        together = self.indices(step)
+        indices = together[self._rows.start : self._rows.stop]
         random = Random(self.seed, step, self._rows).within(_SCOPE)
-        return _gather(self.data, indices, self.device, clips=self.clips, random=random)
+        return _gather(self.data, indices, self.device, clips=self.clips, random=random, together=together)
 
 
 def sequential(
@@ -136,28 +139,29 @@ def _gather(
     *,
     clips: bool = True,
     random: Random | None = None,
+    together: npt.NDArray[np.int64] | None = None,
 ) -> dict[str, Tensor]:
     """Copies the rows only: the arrays may be read-only views of shared memory, which torch cannot wrap itself."""
     pinned = device.type == "cuda"
 
-    def rows(
-        values: npt.NDArray[np.uint8] | npt.NDArray[np.int64], indices: npt.NDArray[np.int64], dtype: torch.dtype
-    ) -> Tensor:
+    def rows(values: npt.NDArray[np.generic], indices: npt.NDArray[np.int64]) -> Tensor:
         shape = (*indices.shape, *values.shape[1:])
         # On the CPU, numpy asks for huge pages, and torch does not: the system gives them out ten times as fast.
         out = (
-            torch.empty(shape, dtype=dtype, pin_memory=True)
+            torch.empty(shape, dtype=_DTYPES[values.dtype.name], pin_memory=True)
             if pinned
             else torch.from_numpy(np.empty(shape, values.dtype))
         )
         # Any mode but "raise" writes into ``out`` without a buffer; all indices are in range.
         np.take(values, indices, axis=0, out=out.numpy(), mode="clip")
-        return out.to(device, non_blocking=pinned)
+        # Pictures stay bytes until an algorithm has cropped them; tokens are stored small and used as int64.
+        moved = out.to(device, non_blocking=pinned)
+        return moved.long() if values.dtype == np.int32 else moved
 
-    chosen = data.select(indices, clips=clips, random=random)
-    batch = {chosen.name: rows(data.pictures, chosen.rows, torch.uint8)}
+    chosen = data.select(indices, clips=clips, random=random, together=together)
+    batch = {each.name: rows(each.values, each.rows) for each in chosen}
     if data.labels is not None:
-        batch["label"] = rows(data.labels, indices, torch.int64)
+        batch["label"] = rows(data.labels, indices)
     index = torch.tensor(indices)
     batch["index"] = (index.pin_memory() if pinned else index).to(device, non_blocking=pinned)
     return batch

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from heliostat.data.digits import load_digits
+from heliostat.data.digits import enlarged, load_digits
 
 DIRECTIONS = ("right", "right-up", "up", "left-up", "left", "left-down", "down", "right-down")
 """45 degrees from one to the next."""
@@ -48,7 +48,7 @@ def moving_digits(
     source = load_digits(split)
     if source.labels is None:
         raise ValueError("the digits have labels")
-    shapes = _enlarged(source.images[:, 0], image_size // 2)
+    shapes = enlarged(source.images[:, 0], image_size // 2)
     out = np.zeros((videos, frames, 1, image_size, image_size), np.uint8)
     labels = np.empty(videos, np.int64)
     wraps = label == "direction"
@@ -69,15 +69,6 @@ def moving_digits(
             _draw(canvas, shapes[which] // (digit + 1), x, y)
         labels[first : rows.stop] = directions if wraps else source.labels[which]
     return out, labels
-
-
-def _enlarged(images: Pixels, size: int) -> Pixels:
-    """(N, h, w) to (N, size, size)."""
-    from PIL import Image
-
-    return np.stack(
-        [np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)) for image in images]
-    )
 
 
 def _path(start: Numbers, step: Numbers, frames: int, room: int, wraps: bool) -> npt.NDArray[np.int64]:

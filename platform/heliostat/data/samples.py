@@ -1,4 +1,4 @@
-"""What all data sets in memory have in common: pictures stored once, and which of them make up a sample."""
+"""What all data sets in memory have in common: arrays stored once, and which of their rows make up a sample."""
 
 from __future__ import annotations
 
@@ -33,17 +33,19 @@ class CorruptItem:
 
 @dataclass(frozen=True)
 class Selection:
-    """Pictures that together are the samples of a batch."""
+    """Stored pictures or tokens that together are one entry of a batch."""
 
     name: str
-    """What a batch calls them: ``image``, or ``video`` for clips."""
+    """What a batch calls it: ``image``, ``video`` for clips, ``tokens``, ``targets``, ``source``, ``target``."""
+    values: npt.NDArray[np.generic]
+    """(P, ...): all that is stored of the kind, contiguous; may be read-only."""
     rows: npt.NDArray[np.int64]
-    """(B,), or (B, T) for clips: positions in ``Samples.pictures``."""
+    """(B,), or (B, T) for clips and sequences: positions in ``values``."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Samples(ABC):
-    """A data set of images or of videos, decoded.
+    """A data set of images, of videos or of sequences of tokens, decoded.
 
     Raises:
         InputError: there is no sample, or a label is outside the classes.
@@ -57,7 +59,7 @@ class Samples(ABC):
     name: str
     """For people: ``cifar10/train``, or where the files are."""
     fingerprint: str = ""
-    """SHA-256 (hexadecimal) of shapes, pixels and labels, computed unless given: the data set's digest in tracking."""
+    """SHA-256 (hexadecimal) of shapes, values and labels, computed unless given: the data set's digest in tracking."""
     corrupt: tuple[CorruptItem, ...] = ()
     """What was left out because it could not be decoded."""
 
@@ -75,11 +77,6 @@ class Samples(ABC):
         if not self.fingerprint:
             object.__setattr__(self, "fingerprint", self._digest())
 
-    @property
-    @abstractmethod
-    def pictures(self) -> npt.NDArray[np.uint8]:
-        """(P, C, H, W): all that is stored, contiguous; may be read-only."""
-
     @abstractmethod
     def __len__(self) -> int:
         """N, the number of samples."""
@@ -89,18 +86,45 @@ class Samples(ABC):
         """What an algorithm may know of the data before it sees a batch."""
 
     @abstractmethod
-    def select(self, indices: npt.NDArray[np.int64], *, clips: bool = True, random: Random | None = None) -> Selection:
-        """Which pictures show these samples.
+    def select(
+        self,
+        indices: npt.NDArray[np.int64],
+        *,
+        clips: bool = True,
+        random: Random | None = None,
+        together: npt.NDArray[np.int64] | None = None,
+    ) -> tuple[Selection, ...]:
+        """Which of the stored values are these samples.
 
         Args:
             indices: (B,) samples.
             clips: of videos, whole clips rather than one frame of each. Images are images either way.
-            random: decides where in its video a clip or a frame lies, and has B rows; None takes the middle.
+            random: decides where in its video a clip or a frame lies, or in its stretch of text a window, and has B
+                rows; None takes the middle of a video and the beginning of a stretch.
+            together: the samples of the global batch, by whose longest one sequences are filled up; None: these alone.
         """
 
     @abstractmethod
     def part(self, indices: npt.NDArray[np.int64], name: str) -> Self:
         """Some of the samples as a data set of their own."""
+
+    @abstractmethod
+    def _digest(self) -> str:
+        """The fingerprint of what is stored."""
+
+    def _further_arrays(self) -> list[npt.NDArray[np.int64]]:
+        """What the fingerprint covers beside pictures or tokens."""
+        return [] if self.labels is None else [self.labels]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PictureSamples(Samples):
+    """A data set of images or of videos."""
+
+    @property
+    @abstractmethod
+    def pictures(self) -> npt.NDArray[np.uint8]:
+        """(P, C, H, W): all that is stored, contiguous; may be read-only."""
 
     @property
     def numbers_per_sample(self) -> int:
@@ -114,10 +138,6 @@ class Samples(ABC):
         for array in self._further_arrays():
             digest.update(array.astype("<i8", copy=False).tobytes())
         return digest.hexdigest()
-
-    def _further_arrays(self) -> list[npt.NDArray[np.int64]]:
-        """What the fingerprint covers beside the pictures."""
-        return [] if self.labels is None else [self.labels]
 
 
 AnySamples = TypeVar("AnySamples", bound=Samples)

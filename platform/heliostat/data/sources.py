@@ -1,4 +1,4 @@
-"""The ``data:`` part of the job file: where images come from, and all sources as one type, told apart by ``source``."""
+"""The ``data:`` part of the job file: where samples come from; all sources as one type, told apart by ``source``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from heliostat.data.download import RemoteFile, cache_folder
 from heliostat.data.images import ImageData
 from heliostat.data.locations import absolute
 from heliostat.data.samples import Progress
+from heliostat.data.sequence_sources import ParallelText, Text
 from heliostat.data.source import Cached, Location, Source
-from heliostat.data.video_sources import AtariClips, AtariFrames, MovingDigits, VideoFolder
+from heliostat.data.task_sources import Copy, InductionHeads, Passkey, Reverse, SelectiveCopying
+from heliostat.data.video_sources import AtariClips, AtariFrames, BouncingShapes, MovingDigits, VideoFolder
 from heliostat.errors import InputError
 
 
@@ -24,11 +26,13 @@ class Digits(Source):
     source: Literal["digits"]
     split: Literal["train", "test"]
     """``train`` has 1,437 images, ``test`` 360: a fixed split with equal shares of every class."""
+    image_size: int | None = Field(default=None, gt=0)
+    """Pixels of a side to which they are enlarged, such as 14 for sequences of 196 pixels. Null: 8, as they are."""
 
     def load(self, progress: Progress | None = None) -> ImageData:
         from heliostat.data.digits import load_digits
 
-        return load_digits(self.split)
+        return load_digits(self.split, self.image_size)
 
 
 class ParquetImages(Source):
@@ -283,7 +287,15 @@ DataSource = Annotated[
     | AtariFrames
     | AtariClips
     | MovingDigits
-    | VideoFolder,
+    | BouncingShapes
+    | VideoFolder
+    | Text
+    | ParallelText
+    | Copy
+    | Reverse
+    | SelectiveCopying
+    | InductionHeads
+    | Passkey,
     Field(discriminator="source"),
 ]
 """Any of them, as a field of a pydantic model."""

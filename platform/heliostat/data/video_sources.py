@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from heliostat.data.download import cache_folder
@@ -197,25 +198,17 @@ class AtariClips(Atari):
         )
 
 
-class MovingDigits(Source):
-    """Handwritten digits that move over a black canvas, made from scikit-learn's digits; nothing to download."""
+class GeneratedVideos(Source):
+    """What sources have in common that make their videos on the spot; nothing to download."""
 
-    source: Literal["moving-digits"]
     split: Literal["train", "test"]
-    """Other digits and other paths."""
+    """Other videos in each."""
     videos: int = Field(gt=0)
     """How many. More leave the first ones as they are."""
     video_frames: int = Field(default=20, gt=0)
     """Frames of each video."""
     clip: Clip = Clip()
     """The frames that each step sees of a video."""
-    digits: Literal[1, 2] = 1
-    """A second digit is half as bright."""
-    image_size: Literal[32, 64] = 32
-    """Pixels; digits are half as large."""
-    label: Literal["digit", "direction"] = "digit"
-    """The class is the (bright) digit, which bounces off the edges, or its direction, one of eight: then it leaves at
-    one edge and comes back at the opposite one, so that the direction lasts."""
 
     @model_validator(mode="after")
     def _long_enough(self) -> Self:
@@ -225,6 +218,33 @@ class MovingDigits(Source):
                 f"{self.clip.span} frames, so videos of {self.video_frames} are too short"
             )
         return self
+
+    def _data(
+        self, name: str, frames: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], classes: tuple[str, ...]
+    ) -> VideoData:
+        """From frames (videos, video_frames, C, H, W)."""
+        return VideoData(
+            frames=frames.reshape(-1, *frames.shape[2:]),
+            starts=np.arange(self.videos + 1, dtype=np.int64) * self.video_frames,
+            labels=labels,
+            classes=classes,
+            name=f"{name}/{self.split}",
+            clip_frames=self.clip.frames,
+            clip_stride=self.clip.stride,
+        )
+
+
+class MovingDigits(GeneratedVideos):
+    """Handwritten digits that move over a black canvas, made from scikit-learn's digits; nothing to download."""
+
+    source: Literal["moving-digits"]
+    digits: Literal[1, 2] = 1
+    """A second digit is half as bright."""
+    image_size: Literal[32, 64] = 32
+    """Pixels; digits are half as large."""
+    label: Literal["digit", "direction"] = "digit"
+    """The class is the (bright) digit, which bounces off the edges, or its direction, one of eight: then it leaves at
+    one edge and comes back at the opposite one, so that the direction lasts."""
 
     def load(self, progress: Progress | None = None) -> VideoData:
         from heliostat.data.moving_digits import DIRECTIONS, moving_digits
@@ -237,15 +257,33 @@ class MovingDigits(Source):
             image_size=self.image_size,
             label=self.label,
         )
-        return VideoData(
-            frames=frames.reshape(-1, *frames.shape[2:]),
-            starts=np.arange(self.videos + 1, dtype=np.int64) * self.video_frames,
-            labels=labels,
-            classes=tuple("0123456789") if self.label == "digit" else DIRECTIONS,
-            name=f"moving-digits/{self.split}",
-            clip_frames=self.clip.frames,
-            clip_stride=self.clip.stride,
+        return self._data("moving-digits", frames, labels, tuple("0123456789") if self.label == "digit" else DIRECTIONS)
+
+
+class BouncingShapes(GeneratedVideos):
+    """White shapes that fly at constant speed and bounce off the walls; nothing to download."""
+
+    source: Literal["bouncing-shapes"]
+    video_frames: int = Field(default=8, gt=0)
+    """Frames of each video."""
+    clip: Clip = Clip(frames=8)
+    """The frames that each step sees of a video."""
+    image_size: Literal[16, 32, 64] = 16
+    """Pixels. Speeds are uniform from 3 % to 12 % of it per frame."""
+    label: Literal["shape", "speed"] = "shape"
+    """The class is the shape (disc, square, cross), or the third of the range of speeds (slow, medium, fast)."""
+
+    def load(self, progress: Progress | None = None) -> VideoData:
+        from heliostat.data.bouncing_shapes import SHAPES, SPEEDS, bouncing_shapes
+
+        made = bouncing_shapes(
+            self.split,
+            videos=self.videos,
+            frames=self.video_frames,
+            image_size=self.image_size,
+            label=self.label,
         )
+        return self._data("bouncing-shapes", made.frames, made.labels, SHAPES if self.label == "shape" else SPEEDS)
 
 
 class VideoFolder(Source):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import numpy.typing as npt
 
-from heliostat.data.samples import Samples, Selection
+from heliostat.data.samples import PictureSamples, Selection
 from heliostat.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def check_lengths(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class VideoData(Samples):
+class VideoData(PictureSamples):
     """A data set of videos of one picture size, decoded; a sample is a video.
 
     Raises:
@@ -115,13 +115,20 @@ class VideoData(Samples):
             frames=self.clip_frames,
         )
 
-    def select(self, indices: npt.NDArray[np.int64], *, clips: bool = True, random: Random | None = None) -> Selection:
+    def select(
+        self,
+        indices: npt.NDArray[np.int64],
+        *,
+        clips: bool = True,
+        random: Random | None = None,
+        together: npt.NDArray[np.int64] | None = None,
+    ) -> tuple[Selection, ...]:
         # A middle that falls between two places is the earlier one.
         places = self.lengths[indices] - (self.span if clips else 1) + 1
         first = self.starts[indices] + ((places - 1) // 2 if random is None else _draw(random, places))
         if not clips:
-            return Selection("image", first)
-        return Selection("video", first[:, None] + np.arange(self.clip_frames) * self.clip_stride)
+            return (Selection("image", self.frames, first),)
+        return (Selection("video", self.frames, first[:, None] + np.arange(self.clip_frames) * self.clip_stride),)
 
     def part(self, indices: npt.NDArray[np.int64], name: str) -> Self:
         lengths = self.lengths[indices]

@@ -9,6 +9,7 @@ import torch
 from heliostat.config.job import Job
 from heliostat.data.loader import Loader
 from heliostat.data.samples import Samples
+from heliostat.data.sequences import SequenceSamples
 from heliostat.errors import InputError, Problem
 
 
@@ -29,6 +30,13 @@ def check_alike(data: Datasets) -> list[Problem]:
     if train.image_shape != test.image_shape:
         shapes = f"{train.image_shape} and {test.image_shape}"
         problems.append(Problem(f"train and test images differ in (channels, height, width): {shapes}", "data.test"))
+    if train.kind != test.kind:
+        problems.append(Problem(f"train and test differ in their samples: {train.kind} and {test.kind}", "data.test"))
+    elif isinstance(data.train, SequenceSamples) and isinstance(data.test, SequenceSamples):
+        mine, other = data.train.vocabulary, data.test.vocabulary
+        if mine.fingerprint != other.fingerprint:
+            what = f"train and test have different vocabularies: {mine} and {other}; make both from the same text"
+            problems.append(Problem(what, "data.test"))
     if train.frames != test.frames:
         kinds = " and ".join("images" if s.frames is None else f"clips of {s.frames} frames" for s in (train, test))
         problems.append(Problem(f"train and test differ in their samples: {kinds}", "data.test"))

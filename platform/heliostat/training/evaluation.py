@@ -16,12 +16,12 @@ from torch import Tensor
 from heliostat.config.job import Job
 from heliostat.config.registry import ALGORITHMS
 from heliostat.data.loader import Loader, sequential
-from heliostat.data.samples import Samples, fraction_of
+from heliostat.data.samples import PictureSamples, Samples, fraction_of
 from heliostat.errors import InputError, Problem, RunError
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import Runtime
 from heliostat.training.state import build_algorithm
-from heliostat_algorithms.algorithm import Algorithm
+from heliostat_algorithms.algorithm import Algorithm, DataSpec
 from heliostat_algorithms.evaluation import (
     Evaluator,
     FeatureEvaluator,
@@ -39,6 +39,8 @@ from heliostat_algorithms.randomness import bits
 
 _PICTURES = 512
 """Images, or frames of clips, in one forward pass of feature extraction."""
+_TOKENS = 16384
+"""Tokens in one forward pass of an evaluator, padding counted."""
 PIXEL_LIMIT = 4096
 """Numbers per sample up to which raw pixels are a baseline: 3 x 32 x 32 is, 3 x 224 x 224 would cost more than it
 tells."""
@@ -93,12 +95,14 @@ class Evaluation:
     def baselines(self, algorithm: Algorithm, tell: Tell) -> dict[str, float]:
         """Metrics ``baseline/untrained/...`` of the network as initialised and ``baseline/pixels/...`` of the images,
         which those evaluators judge that need no network."""
-        found = self._judge(algorithm, self._evaluators, partial(_tell_of, tell, "untrained"))
+        judging = [e for e in self._evaluators if not isinstance(e, NetworkEvaluator) or e.judges_untrained]
+        found = self._judge(algorithm, judging, partial(_tell_of, tell, "untrained"))
         results = {f"baseline/untrained/{name}": value for name, value in found.items()}
         labelled = [
             e for e in self._evaluators if isinstance(e, FeatureEvaluator) and e.needs_labels and not e.needs_scores
         ]
-        small = self._train.data.numbers_per_sample <= PIXEL_LIMIT
+        data = self._train.data
+        small = isinstance(data, PictureSamples) and data.numbers_per_sample <= PIXEL_LIMIT
         if self._runtime.rank == 0 and labelled and self._test is not None and small:
             train, test = (_features_of_pixels(samples.data) for samples in (self._train, self._test))
             for evaluator in labelled:
@@ -191,8 +195,8 @@ class Retrieved:
 
 def _retrieved(found: Neighbours, train: Samples, test: Samples) -> Retrieved:
     def pictures(data: Samples, rows: Tensor) -> npt.NDArray[np.uint8]:
-        chosen = data.select(rows.flatten().numpy(), clips=False).rows
-        return data.pictures[chosen].reshape(*rows.shape, *data.pictures.shape[1:])
+        (chosen,) = data.select(rows.flatten().numpy(), clips=False)
+        return chosen.values[chosen.rows].reshape(*rows.shape, *chosen.values.shape[1:]).astype(np.uint8, copy=False)
 
     return Retrieved(pictures(test, found.queries), pictures(train, found.nearest), found.right.numpy())
 
@@ -217,6 +221,10 @@ class SharedSamples:
     def classes(self) -> int | None:
         return _classes(self.data)
 
+    @property
+    def spec(self) -> DataSpec:
+        return self.data.spec()
+
     def __len__(self) -> int:
         return len(self.data)
 
@@ -225,9 +233,11 @@ class SharedSamples:
         return range(rank * len(self) // world_size, (rank + 1) * len(self) // world_size)
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
+        spec = self.data.spec()
+        length = None if spec.tokens is None else spec.tokens.length + (spec.tokens.source_length or 0)
         return sequential(
             self.data,
-            batch_size=max(1, _PICTURES // (self.data.spec().frames or 1)),
+            batch_size=max(1, _PICTURES // (spec.frames or 1) if length is None else _TOKENS // length),
             rank=self._runtime.rank,
             world_size=self._runtime.world_size,
             device=self._runtime.device,
@@ -270,12 +280,15 @@ def check_evaluators(job: Job, train: Samples) -> list[Problem]:
     labels = None if train.labels is None else torch.tensor(train.labels)
     classifies = ALGORITHMS[job.algorithm.type].class_scores is not Algorithm.class_scores
     algorithm = None
-    if any(isinstance(evaluator, NetworkEvaluator) for evaluator in job.evaluation):
+    if job.evaluation:
         with suppress(ValueError):  # said with the algorithm's other problems
             algorithm = build_algorithm(job, train.spec())
     for index, evaluator in enumerate(job.evaluation):
         if isinstance(evaluator, FeatureEvaluator) and evaluator.needs_scores and not classifies:
             what = f"{evaluator.type} judges class scores, and {job.algorithm.type} gives none; choose a probe"
+            problems.append(Problem(what, f"evaluation.{index}"))
+        elif isinstance(evaluator, FeatureEvaluator) and algorithm is not None and not algorithm.has_features:
+            what = f"{evaluator.type} judges features, and {job.algorithm.type} has none; choose another evaluator"
             problems.append(Problem(what, f"evaluation.{index}"))
         try:
             evaluator.check(len(train), labels, _classes(train))
@@ -291,17 +304,25 @@ def check_evaluators(job: Job, train: Samples) -> list[Problem]:
 
 
 def evaluate_checkpoint(
-    job: Job, data: tuple[Samples, Samples | None], folder: RunFolder, step: int | None, runtime: Runtime
+    job: Job,
+    data: tuple[Samples, Samples | None],
+    folder: RunFolder,
+    step: int | None,
+    runtime: Runtime,
+    average: int = 1,
 ) -> tuple[int, dict[str, float]]:
     """Judge a checkpoint of ``folder`` by the evaluators of ``job``, beside the baselines.
+
+    Args:
+        step: which; None: the newest.
+        average: judge the mean of so many checkpoints in place of one: it and those before it (Vaswani et al. 2017,
+            section 6.1, takes the last 5).
 
     Returns the checkpoint's step and metrics as the training loop names them.
 
     Raises:
-        InputError: the run has no such checkpoint, or it is of another architecture.
+        InputError: the run has no such checkpoint, or too few, or it is of another architecture.
     """
-    from heliostat.training.checkpoint import check_architecture
-
     if not job.evaluation:
         raise InputError("the job names no evaluators; add some, for example evaluation='[{type: knn}]'")
     store = folder.checkpoints()
@@ -309,13 +330,34 @@ def evaluate_checkpoint(
     if not steps:
         raise InputError(Problem("the run has no checkpoint yet", folder.storage.uri))
     chosen = steps[-1] if step is None else step
-    saved = store.load(chosen, runtime.device)
     algorithm = build_algorithm(job, data[0].spec()).to(runtime.device)
-    check_architecture(algorithm.state_dict(), saved["algorithm"], store.uri(chosen))
+    weights = _mean_weights(algorithm, folder, [*(s for s in steps if s < chosen), chosen][-average:], average, runtime)
     evaluation = Evaluation(job, *data, runtime)
     results = evaluation.baselines(algorithm, _untold)
-    algorithm.load_state_dict(saved["algorithm"])
+    algorithm.load_state_dict(weights)
     return chosen, results | evaluation.run(algorithm, chosen, 1, True, _untold)
+
+
+def _mean_weights(
+    algorithm: Algorithm, folder: RunFolder, steps: Sequence[int], wanted: int, runtime: Runtime
+) -> dict[str, Tensor]:
+    """The mean of the weights of these checkpoints, added up in float64; whole numbers, such as counts of batches, are
+    those of the last one."""
+    from heliostat.training.checkpoint import check_architecture
+
+    store = folder.checkpoints()
+    if len(steps) < wanted:
+        what = (
+            f"there are {len(steps)} checkpoints to average, not {wanted}; a run keeps as many as checkpoint.keep says"
+        )
+        raise InputError(Problem(what, "--average"))
+    mean: dict[str, Tensor] = {}
+    for step in steps:
+        saved = store.load(step, runtime.device)["algorithm"]
+        check_architecture(algorithm.state_dict(), saved, store.uri(step))
+        for name, value in saved.items():
+            mean[name] = mean.get(name, 0) + value.double() / len(steps) if value.is_floating_point() else value
+    return mean
 
 
 def _untold(activity: str) -> None:

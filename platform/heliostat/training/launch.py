@@ -39,6 +39,7 @@ from heliostat.training.origin import begin_from, find_origin
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import LocalRuntime
 from heliostat.training.state import TrainingState
+from heliostat_algorithms.evaluation import NetworkEvaluator
 
 
 def check(job: Job, *, follows: bool = False) -> list[Problem]:
@@ -64,8 +65,8 @@ def check(job: Job, *, follows: bool = False) -> list[Problem]:
     if optimization.accumulate > 1 and not _separable(job):
         name = job.algorithm.type
         what = (
-            f"{name} compares the samples of a batch with one another, so splitting the batch would change "
-            "its loss; use more workers or a smaller batch_size"
+            f"the loss of {name} is no plain mean over samples, so splitting the batch would change it; use more "
+            "workers or a smaller batch_size"
         )
         problems.append(Problem(what, "optimization.accumulate"))
     if job.resources.gpus_per_worker and job.resources.runtime == "local" and not torch.cuda.is_available():
@@ -73,7 +74,7 @@ def check(job: Job, *, follows: bool = False) -> list[Problem]:
     for part, source in (("train", job.data.train), ("test", job.data.test)):
         problems += [Problem(what, f"data.{part}") for what in (source.check() if source is not None else [])]
     for index, evaluator in enumerate(job.evaluation):
-        if evaluator.needs_labels and job.data.test is None:
+        if (evaluator.needs_labels or isinstance(evaluator, NetworkEvaluator)) and job.data.test is None:
             what = f"{evaluator.type} is judged on held-out data: give data.test"
             problems.append(Problem(what, f"evaluation.{index}"))
     if job.begin is not None and not follows:

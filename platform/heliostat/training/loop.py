@@ -26,7 +26,7 @@ from heliostat.training.collapse import watch
 from heliostat.training.datasets import Datasets, total_steps
 from heliostat.training.evaluation import Evaluation
 from heliostat.training.monitor import Outcome, Progress
-from heliostat.training.origin import begin_from, find_origin
+from heliostat.training.origin import begin_from, find_origin, spec_facts
 from heliostat.training.pictures import keep_pictures
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import Runtime
@@ -353,11 +353,7 @@ class TrainingLoop:
                 "run": self.folder.name,
                 "algorithm": self.job.algorithm.type,
                 "world_size": self.runtime.world_size,
-                "data": {
-                    "image_shape": list(self.spec.image_shape),
-                    "classes": self.spec.classes,
-                    "frames": self.spec.frames,
-                },
+                "data": spec_facts(self.spec),
             }
             try:
                 self.checkpoints.save(done, self.state.state_dict(), about, replace=done in self._unsound)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,7 @@ from heliostat.errors import InputError, Problem
 from heliostat.training.checkpoint import check_architecture
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.state import TrainingState, build_algorithm
-from heliostat_algorithms.algorithm import Algorithm, DataSpec
+from heliostat_algorithms.algorithm import Algorithm, DataSpec, TokenSpec
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,23 @@ def find_origin(begin: Begin, output: str) -> Origin:
     return Origin(folder, begin.checkpoint or steps[-1], begin.optimizer)
 
 
+def spec_facts(spec: DataSpec) -> dict[str, Any]:
+    """What a checkpoint's manifest says of the data; plain data."""
+    facts = dataclasses.asdict(spec)
+    return {name: value for name, value in facts.items() if name != "tokens" or value is not None}
+
+
+def spec_from(facts: Mapping[str, Any]) -> DataSpec:
+    """The other way round."""
+    tokens = facts.get("tokens")
+    return DataSpec(
+        image_shape=tuple(facts["image_shape"]),
+        classes=facts["classes"],
+        frames=facts.get("frames"),
+        tokens=None if tokens is None else TokenSpec(**tokens),
+    )
+
+
 def begin_from(state: TrainingState, origin: Origin, device: torch.device | str) -> None:
     """Hand the origin's algorithm over to a new run's, and the optimiser's state where that is asked for.
 
@@ -65,7 +84,7 @@ def begin_from(state: TrainingState, origin: Origin, device: torch.device | str)
     store = origin.folder.checkpoints()
     saved = store.load(origin.step, device)
     about = store.manifest(origin.step)["data"]
-    other_data = DataSpec(image_shape=tuple(about["image_shape"]), classes=about["classes"], frames=about.get("frames"))
+    other_data = spec_from(about)
     other_job = origin.folder.job()
     other = build_algorithm(other_job, other_data).to(device)
     check_architecture(other.state_dict(), saved["algorithm"], origin.uri)

@@ -1,0 +1,1 @@
+"""Sequence models: networks of causal blocks, and the tasks that they are trained for."""

@@ -1,0 +1,1 @@
+"""The parts that state-space models share."""
