@@ -47,8 +47,9 @@ class Uniform(Section):
     high: Finite
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        return _ordered(self)
+    def _in_order(self) -> Self:
+        _ordered(self.low, self.high)
+        return self
 
 
 class LogUniform(Section):
@@ -59,8 +60,9 @@ class LogUniform(Section):
     high: Finite
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        return _ordered(self)
+    def _in_order(self) -> Self:
+        _ordered(self.low, self.high)
+        return self
 
 
 class Integers(Section):
@@ -78,13 +80,13 @@ class Integers(Section):
     def _possible(self) -> Self:
         if self.log and (self.low < 1 or self.step != 1):
             raise ValueError("log: the numbers must be positive, and every one of them possible (step: 1)")
-        return _ordered(self)
+        _ordered(self.low, self.high)
+        return self
 
 
-def _ordered(range_: Any) -> Any:
-    if range_.low >= range_.high:
-        raise ValueError(f"low must be below high, but {range_.low} is not below {range_.high}")
-    return range_
+def _ordered(low: float, high: float) -> None:
+    if low >= high:
+        raise ValueError(f"low must be below high, but {low} is not below {high}")
 
 
 Simple: TypeAlias = Annotated[Choice | Grid | Uniform | LogUniform | Integers, Field(discriminator="type")]

@@ -9,13 +9,13 @@ from ray.tune import Callback
 from ray.tune.search import Searcher
 
 if TYPE_CHECKING:
-    from heliostat.tuning.launch import Engine
+    from heliostat.tuning.engine import Engine
 
 
 def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
     """What a trial's process and the actors that it hires take."""
     from heliostat.config.loading import parse_any
-    from heliostat.tuning.launch import needs
+    from heliostat.tuning.placement import needs
 
     bundles = needs(parse_any(config["order"]["job"], "the job")).bundles
     return tune.PlacementGroupFactory([{k: v for k, v in bundle.items() if v} or {"CPU": 0} for bundle in bundles])

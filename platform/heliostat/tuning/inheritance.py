@@ -25,18 +25,23 @@ _OWN = ("format", "step", "files", "written", "torch", "machine")
 """Keys of a manifest that its store writes itself."""
 
 
-def hand_over(donor: RunFolder, step: int, heir: RunFolder) -> None:
-    """Copy a donor's checkpoint to where :func:`adopt` finds it. What a crash leaves of it is not used."""
-    heir.storage.delete(_FOLDER)
+def hand_over(donor: RunFolder, step: int, heir: RunFolder, generation: int) -> None:
+    """Copy a donor's checkpoint of a step to where :func:`adopt` finds it. What a crash leaves of it is not used.
+
+    Args:
+        generation: the step at which the population is changed; names this copy.
+    """
+    for rest in (_READY, _FOLDER):  # in this order: without the first the second is nothing
+        heir.storage.delete(rest)
     name = CheckpointStore.name(step)
     _copy(donor.storage, name, heir.storage, f"{_FOLDER}/{name}")
     if donor.storage.exists("replay"):
         _copy(donor.storage, "replay", heir.storage, f"{_FOLDER}/replay")
-    heir.storage.write_json(_READY, {"donor": donor.name, "step": step})
+    heir.storage.write_json(_READY, {"donor": donor.name, "step": step, "generation": generation})
 
 
-def adopt(folder: RunFolder, job: AnyJob) -> str | None:
-    """Take over what was handed over, in place of the run's own checkpoints; says what, None where there is nothing.
+def adopt(folder: RunFolder, job: AnyJob, generation: int) -> None:
+    """Take over what was handed over for a generation, in place of the run's own checkpoints; once.
 
     The optimiser's momentum and moments are the donor's; its settings (weight decay, betas) are those of the job.
 
@@ -45,8 +50,10 @@ def adopt(folder: RunFolder, job: AnyJob) -> str | None:
     """
     storage = folder.storage
     if not storage.exists(_READY):
-        return None
+        return
     facts = storage.read_json(_READY)
+    if facts["generation"] != generation:  # made by a driver that died before it had written down what is in it
+        return
     step = int(facts["step"])
     source = CheckpointStore(Storage(f"{storage.uri}/{_FOLDER}"))
     saved, manifest = source.load(step), source.manifest(step)
@@ -62,8 +69,8 @@ def adopt(folder: RunFolder, job: AnyJob) -> str | None:
     if storage.exists(f"{_FOLDER}/replay"):
         storage.delete("replay")
         _copy(storage, f"{_FOLDER}/replay", storage, "replay")
-    storage.delete(_FOLDER)
-    return f"going on from the state of {facts['donor']} at step {step}"
+    for rest in (_READY, _FOLDER):
+        storage.delete(rest)
 
 
 def _parameter_groups(job: AnyJob, manifest: dict[str, Any]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from heliostat.errors import InputError, Problem
 from heliostat.training.storage import Storage
 
 Event: TypeAlias = dict[str, Any]
@@ -29,13 +30,28 @@ class Journal:
         self._lines: list[bytes] = []
 
     def read(self) -> list[Event]:
-        """All events so far, in their order."""
+        """All events so far, in their order.
+
+        Raises:
+            InputError: a line that was written whole is none of a journal's.
+        """
         content = self._storage.read(_FILE) if self._storage.exists(_FILE) else b""
         whole, _, rest = content.rpartition(b"\n")
         self._lines = [line for line in whole.split(b"\n") if line]
+        events = [self._event(number, line) for number, line in enumerate(self._lines, 1)]
         if rest:  # cut off by a crash: what it said is found out again
             self._storage.replace(_FILE, b"".join(line + b"\n" for line in self._lines))
-        return [json.loads(line) for line in self._lines]
+        return events
+
+    def _event(self, number: int, line: bytes) -> Event:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if isinstance(event, dict) and isinstance(event.get("event"), str):
+            return event
+        what = "this line is not one that a sweep wrote; the sweep cannot be resumed from this file"
+        raise InputError(Problem(what, f"{self._storage.uri}/{_FILE}, line {number}"))
 
     def append(self, event: Event) -> None:
         """Add an event; on a local disk it has reached the disk when this returns."""

@@ -3,7 +3,7 @@ starts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,11 @@ from heliostat.config.job import Job
 from heliostat.config.loading import AnyJob, job_of, sweep_of
 from heliostat.config.reinforcement import ReinforcementJob
 from heliostat.config.sweep import SWEEP, Sweep
-from heliostat.errors import InputError, Problem, nearest, require
+from heliostat.errors import InputError, Problem, require
 from heliostat.reinforcement import launch as agents
 from heliostat.training import launch
 from heliostat.training.datasets import Datasets, total_steps
+from heliostat.tuning.objective import check_boundaries, check_metrics
 from heliostat.tuning.search import Listed
 from heliostat.tuning.space import Assignment, Space, label
 
@@ -121,7 +122,7 @@ def check(plan: Plan) -> None:
     """
     problems = [Problem(problem.what, plan.place(problem.where)) for problem in plan.space.problems]
     problems += _check(plan.job)
-    problems += _check_paths(plan) + _check_metrics(plan)
+    problems += _check_paths(plan) + check_metrics(plan)
     known = set(problems)
     for path, value, needed in plan.space.trials():
         problems += [found for found in _check_value(plan, path, value, needed) if found not in known]
@@ -153,6 +154,9 @@ def _told(problem: Problem) -> str:
 
 def _check_paths(plan: Plan) -> list[Problem]:
     sweep, problems = plan.sweep, []
+    if sweep.scheduler.type == "pbt" and plan.job.checkpoint.keep < 2:
+        what = "a member of a population that is killed may have to go back by one checkpoint; keep at least 2"
+        problems.append(Problem(what, plan.document.place(("checkpoint", "keep"))))
     for path, parameter in sweep.parameters.items():
         place = plan.place(path)
         if path.split(".")[0] in _RECORDED:
@@ -203,48 +207,6 @@ def check_job(plan: Plan, assigned: Assignment, seed: int) -> AnyJob:
     return _resolved(job)
 
 
-# Metrics
-
-
-def _evaluations(job: AnyJob) -> Iterator[tuple[str, bool]]:
-    """Names ``eval/...`` that a job gives, and whether also on the way."""
-    if isinstance(job, ReinforcementJob):
-        names = ["return", "episode_length"]
-        names += ["human_normalized"] if job.environment.spec().reference is not None else []
-        names += ["mean_max_q"] if job.evaluation.held_out_states else []
-        yield from ((f"eval/{name}", job.evaluation.every_steps is not None) for name in names)
-        return
-    for evaluator in job.evaluation:
-        for name in evaluator.higher_is_better:
-            yield f"eval/{name}", evaluator.every_epochs is not None
-
-
-def _check_metrics(plan: Plan) -> list[Problem]:
-    sweep, problems = plan.sweep, []
-    if plan.sweeps("evaluation") or plan.sweeps("environment"):
-        return []  # names differ from trial to trial
-    known = dict(_evaluations(plan.job))
-    for name, key, on_the_way in [
-        (sweep.metric, "metric", sweep.scheduler.type != "none"),
-        *((name, f"limits.{name}", True) for name in sweep.limits),
-    ]:
-        where = plan.document.place((SWEEP, *key.split(".", 1)))
-        own = f"eval/{name.rsplit('/', 1)[-1]}"  # eval/student/knn_top1 is the same measure of another network
-        if not name.startswith(("eval/", "baseline/")):
-            continue
-        if name.startswith("baseline/"):
-            problems.append(Problem(f"{name} is known before the training; nothing can be learned from it", where))
-        elif own not in known:
-            hint = nearest(name, known) if known else " The job has no evaluators."
-            problems.append(Problem(f"the job gives no metric '{name}'.{hint}", where))
-        elif on_the_way and not known[own]:
-            every = "every_steps" if isinstance(plan.job, ReinforcementJob) else "every_epochs"
-            who = sweep.scheduler.type if key == "metric" else "a limit"
-            what = f"{who} needs {name} on the way, and it is evaluated at the end alone: give its evaluation {every}"
-            problems.append(Problem(what, where))
-    return problems
-
-
 # Data
 
 
@@ -265,6 +227,7 @@ def gather(plan: Plan) -> Material:
     """
     job = plan.job
     if isinstance(job, ReinforcementJob):
+        require(check_boundaries(plan, job.optimization.steps, None))
         return Material(None, job.optimization.steps)
     data = launch.load(job)
     steps = len(data.train) // job.optimization.batch_size
@@ -272,7 +235,7 @@ def gather(plan: Plan) -> Material:
     several = len(plan.seeds) > 1 or plan.sweeps("seed")
     if plan.sweeps("data") or (job.data.train_fraction < 1 and several):  # the share is drawn from the seed
         return Material(None, material.total_steps)
-    problems = []
+    problems = check_boundaries(plan, material.total_steps, steps)
     shapes = _shapes(job, data) if plan.sweep.scheduler.type == "pbt" else {}
     for path, value, needed in plan.space.trials():
         varied = plan.with_values({**needed, path: value})

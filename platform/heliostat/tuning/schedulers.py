@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,6 @@ from typing import Any
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from heliostat.config.sweep import Asha, MedianStopping, Sweep
-
-_NEVER = 1e18
 
 
 @dataclass(frozen=True)
@@ -22,15 +21,16 @@ class Standing:
 
 def rule(sweep: Sweep) -> TrialScheduler | None:
     """Ray's scheduler for the sweep; None where nothing is pruned."""
-    common = {"time_attr": "share", "metric": "value", "mode": sweep.mode}
+    common: dict[str, Any] = {"time_attr": "share", "metric": "value", "mode": sweep.mode}
     match sweep.scheduler:
         case Asha(grace=grace, reduction=reduction):
-            return ASHAScheduler(
-                **common, max_t=1, grace_period=grace, reduction_factor=reduction, stop_last_trials=False
-            )
+            common |= {"max_t": 1, "grace_period": grace, "reduction_factor": reduction}
+            return ASHAScheduler(**common, stop_last_trials=False)
         case MedianStopping(grace=grace, min_trials=least):
+            common |= {"grace_period": grace, "min_samples_required": least}
             # Without enough others a trial goes on rather than make room for one that waits.
-            return MedianStoppingRule(**common, grace_period=grace, min_samples_required=least, min_time_slice=_NEVER)
+            common |= {"min_time_slice": math.inf}
+            return MedianStoppingRule(**common)
     return None
 
 
@@ -41,8 +41,9 @@ class Pruning(FIFOScheduler):
         rule: Ray's scheduler.
         counts: whether a trial, by name, is compared with others: not the further seeds of a configuration that has
             come through.
-        end: asks a trial to end, by name.
-        past: (name, share, value) of what was reported before this process; the rule sees it first.
+        end: asks a trial, by name, to end, because of what it was at a share of its training.
+        past: (name, share, value) of what was reported before this process, in that order. The rule sees it first and
+            decides as it did then: a trial that was to end, and whose driver died before it had, is asked again.
     """
 
     _metric = "value"
@@ -51,31 +52,32 @@ class Pruning(FIFOScheduler):
         self,
         rule: TrialScheduler,
         counts: Callable[[str], bool],
-        end: Callable[[str], None],
+        end: Callable[[str, float], None],
         past: Iterable[tuple[str, float, float]],
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._rule, self._counts, self._end = rule, counts, end
         self._known: set[str] = set()
         self._ended: set[str] = set()
         for name, share, value in past:
-            self._judge(None, name, {"share": share, "value": value})
+            self._judge(None, name, share, value)
 
-    def _judge(self, controller: Any, name: str, result: dict[str, Any]) -> str:
+    def _judge(self, controller: Any, name: str, share: float, value: float) -> None:
+        if share >= 1 or name in self._ended or not self._counts(name):  # what has come to its end is not ended early
+            return
         standing: Any = Standing(name)
         if name not in self._known:
             self._known.add(name)
             self._rule.on_trial_add(controller, standing)
-        return str(self._rule.on_trial_result(controller, standing, result))
+        decision = self._rule.on_trial_result(controller, standing, {"share": share, "value": value})
+        if decision == TrialScheduler.STOP:
+            self._ended.add(name)
+            self._end(name, share)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Ray calls it with each report."""
-        name = trial.config["order"]["name"]
-        if not result["final"] and "value" in result and name not in self._ended and self._counts(name):
-            decision = self._judge(tune_controller, name, {"share": result["share"], "value": result["value"]})
-            if decision == TrialScheduler.STOP:
-                self._ended.add(name)
-                self._end(name)
+        if not result["final"] and "value" in result:
+            self._judge(tune_controller, trial.config["order"]["name"], result["share"], result["value"])
         return TrialScheduler.CONTINUE
 
 
@@ -92,7 +94,7 @@ class Population(FIFOScheduler):
     _metric = "value"
 
     def __init__(self, turn: Callable[[dict[str, tuple[int, float]]], dict[str, dict[str, Any]]]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._turn = turn
         self._standing: dict[str, tuple[int, float]] = {}
 

@@ -44,8 +44,7 @@ def ends(parameter: Simple) -> list[Any]:
         case Choice() | Grid():
             return options(parameter) or []
         case Integers():
-            found = range(parameter.low, parameter.high + 1, parameter.step)
-            return [found[0], found[-1]]
+            return [parameter.low, range(parameter.low, parameter.high + 1, parameter.step)[-1]]
     return [parameter.low, parameter.high]
 
 
@@ -59,8 +58,8 @@ def at(parameter: Simple, share: float) -> Any:
             low, high = math.log(parameter.low - 0.5), math.log(parameter.high + 0.5)
             return min(parameter.high, max(parameter.low, round(math.exp(low + share * (high - low)))))
         case Integers():
-            found = range(parameter.low, parameter.high + 1, parameter.step)
-            return found[int(share * len(found))]
+            steps = range(parameter.low, parameter.high + 1, parameter.step)
+            return steps[int(share * len(steps))]
         case LogUniform():
             low, high = math.log(parameter.low), math.log(parameter.high)
             return min(parameter.high, max(parameter.low, math.exp(low + share * (high - low))))
@@ -158,8 +157,8 @@ class Space:
         for path in self.order:
             simple = self.simple(path, drawn)
             if simple is not None:
-                given = fixed is not None and path in fixed
-                drawn[path] = fixed[path] if given and fixed else at(simple, unit(f"{seed}:sweep/{path}", number))
+                given = fixed or {}
+                drawn[path] = given[path] if path in given else at(simple, unit(f"{seed}:sweep/{path}", number))
         return drawn
 
     def grid(self, *, everything: bool = False) -> list[Assignment]:

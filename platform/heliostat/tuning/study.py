@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from heliostat.config.sweep import Sweep
+from heliostat.errors import InputError, Problem
 from heliostat.tuning.journal import Event, Journal
 from heliostat.tuning.search import Search, Verdict
 from heliostat.tuning.space import Assignment
@@ -42,7 +43,9 @@ class Trial:
     began: float | None = None
     """When it began, in seconds since 1970; in this process only."""
     seconds: float = 0.0
-    """How long it took, over all processes that worked on it."""
+    """How long it took; of one that a resumed sweep went on with, the last part alone."""
+    inherits: int | None = None
+    """Of a member of a population: the step at which it last went on from another's state."""
 
     @property
     def over(self) -> bool:
@@ -78,6 +81,8 @@ class Study:
         self.configurations = 0
         self.generations: list[int] = []
         """Steps at which a population was changed."""
+        self.reports: list[tuple[str, float, float]] = []
+        """(name, share, value) of all points that trials told, in the order in which they came."""
         self.began = time.time()
         self._proposed = -1  # the newest configuration that this process asked for
         self._told: set[int] = set()  # configurations whose outcome the search knows
@@ -94,9 +99,17 @@ class Study:
         return self.sweep.scheduler.type in ("asha", "median")
 
     def restore(self, events: Sequence[Event]) -> None:
-        """Take in what happened before this process."""
-        for event in events:
-            self._happened(event)
+        """Take in what happened before this process.
+
+        Raises:
+            InputError: events that do not follow from each other, or are of another sweep.
+        """
+        for number, event in enumerate(events, 1):
+            try:
+                self._happened(event)
+            except (KeyError, ValueError, TypeError) as error:
+                what = f"event {number} of the sweep's journal does not follow from those before it ({error!r})"
+                raise InputError(Problem(what, self.name)) from error
         for trial in self.trials.values():
             if not trial.over:
                 trial.status = "waiting"
@@ -115,6 +128,7 @@ class Study:
                 trial = self.trials[event["trial"]]
                 trial.step, trial.share, trial.value = event["step"], event["share"], event["value"]
                 trial.points.append((event["step"], event["share"], event["value"]))
+                self.reports.append((trial.name, event["share"], event["value"]))
             case "end":
                 trial = self.trials[event["trial"]]
                 trial.status, trial.message, trial.seconds = event["status"], event["message"], event["seconds"]
@@ -125,7 +139,7 @@ class Study:
             case "generation":
                 self.generations.append(event["step"])
                 for name, values in event["values"].items():
-                    self.trials[name].assigned = values
+                    self.trials[name].assigned, self.trials[name].inherits = values, event["step"]
 
     def _add(self, number: int, assigned: Assignment) -> None:
         if number != self._proposed:  # by an earlier process
@@ -208,7 +222,7 @@ class Study:
             return
         if status == "finished" and (value is None or not math.isfinite(value)):
             status, message = "failed", f"its {self.sweep.metric} is {value}"
-        seconds = trial.seconds + (time.time() - trial.began if trial.began is not None else 0.0)
+        seconds = time.time() - trial.began if trial.began is not None else 0.0
         event: Event = {"event": "end", "trial": name, "status": status, "step": step, "message": message}
         self._record({**event, "value": value if status == "finished" else None, "seconds": round(seconds, 1)})
 

@@ -48,8 +48,10 @@ class Order:
     limits: dict[str, dict[str, float | None]]
     pause_at: int | None = None
     """The step at which it stands still and waits to be told how to go on; of members of a population."""
-    changed: dict[str, float] = field(default_factory=dict)
-    """Numbers that may change while it trains, recorded as curves."""
+    inherits: int | None = None
+    """The step of the generation from which it goes on with another's state, if it has not done so yet."""
+    varied: dict[str, float] = field(default_factory=dict)
+    """Settings that are numbers and may change while it trains, by their paths: recorded as curves."""
 
 
 class Reporter:
@@ -68,8 +70,8 @@ class Reporter:
         """Why the run was told to end; empty where it was not."""
         self.step = 0
 
-    def show(self, snapshot: Snapshot) -> bool:
-        """Called a few times a second."""
+    def show(self, snapshot: Snapshot) -> str:
+        """Called a few times a second; returns why the run is to end, empty where it is to go on."""
         self.latest.update(snapshot.latest)
         if snapshot.progress is not None:
             self.step = snapshot.progress.step
@@ -77,10 +79,11 @@ class Reporter:
                 self._tell(snapshot.progress.step, snapshot.progress.total_steps)
             self._watch_limits(snapshot.latest, snapshot.progress.total_steps)
         if not self.ended:
-            self.ended = self._asked()
-        return bool(self.ended)
+            self.ended = self.asked()
+        return self.ended
 
-    def _asked(self) -> str:
+    def asked(self) -> str:
+        """Why the sweep wants the trial to end; empty where it does not."""
         import ray
 
         return str(ray.get(self._board.asked.remote(self._order.name)))
@@ -143,28 +146,35 @@ def _worked(order: Order, data: Datasets | None, board: Any) -> dict[str, Any]:
         folder.create(job)
     with folder.locked(wait=_OLD_PROCESS_S):
         folder.update(tags=order.tags)
-        inherited = adopt(folder, job)
+        if order.inherits is not None:
+            adopt(folder, job, order.inherits)
+        if order.varied:
+            begun = max(folder.checkpoints().steps(), default=0)
+            values = {f"sweep/{path}": value for path, value in order.varied.items()}
+            folder.update(varied={"step": begun, "values": values})
     while True:
         reporter = Reporter(order, folder, board)
-        asked = reporter._asked()
+        asked = reporter.asked()
         if asked:
             return _final("interrupted" if asked == STOP_ALL else "pruned", message=asked)
         steps = folder.checkpoints().steps()
         if order.pause_at is not None and steps and steps[-1] >= order.pause_at:  # it was there when the driver died
-            if order.metric in reporter.latest and not inherited:
+            if reporter.latest.get(order.metric, (-1, 0.0))[0] >= steps[-1]:
                 return _standing(order, reporter, steps[-1])
             _forget(folder, steps[-1])
             continue
         outcome = _attempt(order, job, data, folder, reporter)
+        if order.metric in outcome.results:
+            reporter.latest[order.metric] = outcome.step, outcome.results[order.metric]
         reporter.keep()
-        value = outcome.results.get(order.metric, reporter.latest.get(order.metric, (0, None))[1])
+        at, value = reporter.latest.get(order.metric, (-1, None))
         paused = outcome.status == "interrupted" and not reporter.ended
-        if value is None and steps and (outcome.status == "finished" or paused):
-            _forget(folder, folder.checkpoints().steps()[-1])  # the value was told to a process that is no more
+        if (outcome.status == "finished" or paused) and at < outcome.step and steps and steps[-1] >= outcome.step:
+            _forget(folder, steps[-1])  # it was trained by a process that is no more, and that took the value with it
             continue
         if paused and value is not None:
             return _standing(order, reporter, outcome.step)
-        return _concluded(order, outcome, reporter, value)
+        return _concluded(order, outcome, reporter, value, paused=paused)
 
 
 STOP_ALL = "the sweep was asked to stop"
@@ -189,10 +199,12 @@ def _standing(order: Order, reporter: Reporter, step: int) -> dict[str, Any]:
     return {"final": False, "step": step, "value": reporter.latest[order.metric][1]}
 
 
-def _concluded(order: Order, outcome: Outcome, reporter: Reporter, value: float | None) -> dict[str, Any]:
+def _concluded(
+    order: Order, outcome: Outcome, reporter: Reporter, value: float | None, *, paused: bool
+) -> dict[str, Any]:
     if outcome.collapsed or (outcome.status == "interrupted" and reporter.ended not in ("", STOP_ALL)):
         return _final("pruned", ended_at=outcome.step, message=reporter.ended or outcome.message)
-    if outcome.status == "interrupted":
+    if outcome.status == "interrupted" and not paused:
         return _final("interrupted", ended_at=outcome.step, message=reporter.ended)
     if outcome.status == "failed":
         return _final("failed", ended_at=outcome.step, message=outcome.message)
