@@ -114,6 +114,12 @@ class RandomSearch(Section):
     type: Literal["random"] = "random"
 
 
+class SobolSearch(Section):
+    """A scrambled sequence of Sobol': learns nothing, and covers the space more evenly than random draws do."""
+
+    type: Literal["sobol"]
+
+
 class GridSearch(Section):
     """All combinations of all values."""
 
@@ -124,14 +130,13 @@ class OptunaSearch(Section):
     """Values are proposed by one of Optuna's samplers, from what came out of those before."""
 
     type: Literal["optuna"]
-    sampler: Literal["tpe", "gp", "qmc"] = "tpe"
-    """``tpe``: tree-structured Parzen estimator. ``gp``: Gaussian process. ``qmc``: a scrambled Sobol sequence, which
-    learns nothing but covers the space evenly."""
+    sampler: Literal["tpe", "gp"] = "tpe"
+    """``tpe``: tree-structured Parzen estimator. ``gp``: Gaussian process."""
     startup: PositiveInt = 10
-    """Configurations that ``tpe`` and ``gp`` draw at random before they model anything."""
+    """Configurations that are drawn at random before anything is modelled."""
 
 
-Search: TypeAlias = Annotated[RandomSearch | GridSearch | OptunaSearch, Field(discriminator="type")]
+Search: TypeAlias = Annotated[RandomSearch | SobolSearch | GridSearch | OptunaSearch, Field(discriminator="type")]
 
 
 class NoScheduler(Section):

@@ -19,7 +19,7 @@ from heliostat.reinforcement import launch as agents
 from heliostat.training import launch
 from heliostat.training.datasets import Datasets, total_steps
 from heliostat.tuning.objective import check_boundaries, check_metrics
-from heliostat.tuning.search import Listed
+from heliostat.tuning.search import build
 from heliostat.tuning.space import Assignment, Space, label
 
 _RECORDED = ("name", "output", "tracking", SWEEP, "stages")
@@ -182,7 +182,7 @@ def _check_combinations(plan: Plan) -> list[Problem]:
     """Values that are right by themselves and wrong together."""
     if plan.sweep.search.type == "optuna":
         return []
-    search, problems = Listed(plan.sweep, plan.space), []
+    search, problems = build(plan.sweep, plan.space), []
     for number in range(min(search.total, _CHECKED_COMBINATIONS)):
         assigned = search.propose(number)
         shown = ", ".join(f"{path} = {text}" for path, text in plan.space.labels(assigned).items())

@@ -38,6 +38,8 @@ def build(sweep: Sweep, space: Space) -> Search:
     """The search that a sweep asks for."""
     if isinstance(sweep.search, OptunaSearch):
         return Proposed(sweep, space)
+    if sweep.search.type == "sobol":
+        return Sobol(sweep, space)
     return Listed(sweep, space)
 
 
@@ -58,6 +60,21 @@ class Listed:
 
     def tell(self, number: int, verdict: Verdict, value: float | None, points: Sequence[tuple[int, float]]) -> None:
         """Nothing depends on it."""
+
+
+class Sobol(Listed):
+    """Points that cover the space more evenly than random ones do: a scrambled sequence of Sobol', by scipy."""
+
+    def propose(self, number: int) -> Assignment:
+        """The sequence's point of this number; each path has a coordinate of its own, used or not."""
+        from scipy.stats import qmc
+
+        paths = self._space.order
+        engine = qmc.Sobol(len(paths), scramble=True, rng=self._seed)
+        if number:
+            engine.fast_forward(number)
+        point = dict(zip(paths, engine.random(1)[0].tolist(), strict=True))
+        return self._space.assigned(point.__getitem__, self._grid[number % len(self._grid)])
 
 
 class Proposed:
@@ -121,8 +138,6 @@ class Proposed:
                 return samplers.TPESampler(seed=seed, n_startup_trials=self._settings.startup, constant_liar=True)
             case "gp":
                 return samplers.GPSampler(seed=seed, n_startup_trials=self._settings.startup)
-            case "qmc":  # one sequence, of which each configuration takes its point: the seed stays
-                return samplers.QMCSampler(seed=self._seed, scramble=True, warn_independent_sampling=False)
 
 
 def _suggest(trial: Trial, name: str, simple: Simple) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import yaml
@@ -153,13 +153,18 @@ class Space:
 
     def draw(self, seed: int, number: int, fixed: Mapping[str, Any] | None = None) -> Assignment:
         """A random configuration, with some values given."""
-        drawn: Assignment = {}
+        return self.assigned(lambda path: unit(f"{seed}:sweep/{path}", number), fixed)
+
+    def assigned(self, share: Callable[[str], float], fixed: Mapping[str, Any] | None = None) -> Assignment:
+        """The configuration at a place in the space: a share in [0, 1) of each parameter's range, by path; with some
+        values given."""
+        found: Assignment = {}
+        given = fixed or {}
         for path in self.order:
-            simple = self.simple(path, drawn)
+            simple = self.simple(path, found)
             if simple is not None:
-                given = fixed or {}
-                drawn[path] = given[path] if path in given else at(simple, unit(f"{seed}:sweep/{path}", number))
-        return drawn
+                found[path] = given[path] if path in given else at(simple, share(path))
+        return found
 
     def grid(self, *, everything: bool = False) -> list[Assignment]:
         """All combinations of the grid parameters, or of all parameters."""
