@@ -132,10 +132,10 @@ def test_everything_is_said_at_once(problems: Problems) -> None:
 def test_values_that_are_wrong_together_are_named(problems: Problems) -> None:
     parameters = {
         "optimization.batch_size": {"type": "grid", "values": [64, 62]},
-        "optimization.accumulate": {"type": "grid", "values": [1, 4]},
+        "resources.workers": {"type": "grid", "values": [1, 4]},
     }
-    told = problems(parameters=parameters, search={"type": "grid"}, samples=None)
-    assert any("together, optimization.batch_size = 62, optimization.accumulate = 4" in problem for problem in told)
+    told = problems("resources.runtime=ray", parameters=parameters, search={"type": "grid"}, samples=None)
+    assert any("together, optimization.batch_size = 62, resources.workers = 4" in problem for problem in told)
 
 
 def test_a_rule_needs_the_metric_on_the_way(problems: Problems) -> None:

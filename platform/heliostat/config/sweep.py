@@ -219,7 +219,7 @@ class Sweep(Section):
     concurrent: PositiveInt | None = None
     """Most trials that run at the same time; null: as many as the cluster holds."""
     limits: dict[str, Limit] = Field(default_factory=dict)
-    """Bounds of metrics, such as a measure of collapse: ``train/feature_std: {min: 0.05}``."""
+    """Bounds of metrics, such as a measure of collapse: ``eval/feature_std: {min: 0.05}``."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -138,7 +138,7 @@ class Engine:
                 self._missing.append(last["missing"])
         finished = any(trial.status == "finished" for trial in self.study.trials.values())
         if self._missing and not finished and (len(self._missing) >= _WITHOUT_METRIC or self.study.exhausted):
-            self.error = f"no trial reports the metric '{self.plan.sweep.metric}': {self._missing[0]}"
+            self.error = f"no trial reports what the sweep asks for: of the first, {self._missing[0]}"
             self.stop()
 
     # A population

@@ -208,8 +208,9 @@ def _concluded(
         return _final("interrupted", ended_at=outcome.step, message=reporter.ended)
     if outcome.status == "failed":
         return _final("failed", ended_at=outcome.step, message=outcome.message)
-    if value is None:
-        names = sorted({*outcome.results, *(name for name in reporter.latest if not name.startswith("system/"))})
-        missing = f"it reported no '{order.metric}'. Reported: {', '.join(names)}"
+    names = {*outcome.results, *(name for name in reporter.latest if not name.startswith("system/"))}
+    wanted = [name for name in (order.metric, *order.limits) if name not in names]
+    if value is None or wanted:  # a limit that nobody could watch would be none
+        missing = f"it reported no {' and no '.join(map(repr, wanted))}. Reported: {', '.join(sorted(names))}"
         return _final("failed", ended_at=outcome.step, message=missing, missing=missing)
     return _final("finished", ended_at=outcome.step, result=value)
