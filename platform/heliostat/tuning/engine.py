@@ -165,20 +165,22 @@ class Engine:
             return {}
         sign = 1 if self.plan.sweep.mode == "max" else -1
         step = max(step for step, _ in standing.values())
-        values = {name: self.study.trials[name].assigned for name in standing}
-        scores = {name: sign * value for name, (_, value) in standing.items()}
+        names = {self.study.trials[name].number: name for name in standing}
         for name, (at, value) in standing.items():
             self.study.report(name, at, at / self.material.total_steps, value)
+        scores = {number: sign * standing[name][1] for number, name in names.items()}
+        values = {number: self.study.trials[name].assigned for number, name in names.items()}
         changes = generation(self.plan.space, settings, self.plan.sweep.seed, step, scores, values)
-        for name, exploit in changes.items():
-            hand_over(self._folder_of(exploit.donor), standing[exploit.donor][0], self._folder_of(name), step)
+        for number, exploit in changes.items():
+            heir, donor = names[number], names[exploit.donor]
+            hand_over(self._folder_of(donor), standing[donor][0], self._folder_of(heir), step)
             shown = ", ".join(f"{p} = {t}" for p, t in self.plan.space.labels(exploit.assigned).items())
-            self.notices.append(f"step {step}: {name} goes on from {exploit.donor} with {shown}")
+            self.notices.append(f"step {step}: {heir} goes on from {donor} with {shown}")
         # Only now: a driver that dies before this line makes the same copies again, and no member takes them before.
         self.study.generation(
             step,
-            {name: exploit.assigned for name, exploit in changes.items()},
-            {name: exploit.donor for name, exploit in changes.items()},
+            {names[number]: exploit.assigned for number, exploit in changes.items()},
+            {names[number]: names[exploit.donor] for number, exploit in changes.items()},
         )
         return {name: self.order(self.study.trials[name]) for name in standing}
 

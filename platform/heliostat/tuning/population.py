@@ -15,7 +15,8 @@ from heliostat.tuning.space import Assignment, Space, at, options, unit
 class Exploit:
     """A member that goes on from another's state."""
 
-    donor: str
+    donor: int
+    """Its number."""
     assigned: Assignment
     """Its new values."""
 
@@ -25,15 +26,15 @@ def generation(
     settings: PopulationBased,
     seed: int,
     step: int,
-    scores: Mapping[str, float],
-    values: Mapping[str, Assignment],
-) -> dict[str, Exploit]:
+    scores: Mapping[int, float],
+    values: Mapping[int, Assignment],
+) -> dict[int, Exploit]:
     """Who is replaced by whom.
 
     Args:
         step: of the training; decides the draws, with ``seed``.
-        scores: of each member that can go on; higher is better.
-        values: of each member.
+        scores: of each member that can go on, by number; higher is better.
+        values: of each member, by number.
     """
     ranked = sorted(scores, key=lambda member: (scores[member], member))
     count = min(math.ceil(len(ranked) * settings.quantile), len(ranked) // 2)
