@@ -132,6 +132,8 @@ class Engine:
 
     def conclude(self, name: str, last: Mapping[str, Any]) -> None:
         """Take in a trial's final report."""
+        if last.get("status") == "interrupted":  # a resumed sweep goes on with it
+            self.study.trials[name].status = "waiting"
         if last.get("status") in ("finished", "pruned", "failed"):
             self.ended(name, last["status"], last["result"], int(last["ended_at"]), last["message"])
             if last["missing"]:
