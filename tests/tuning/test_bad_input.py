@@ -88,6 +88,7 @@ def test_a_sound_sweep_is_accepted(job_file: Callable[..., Path]) -> None:
         (varied("algorithm.temperature", type="uniform", low=0.5, high=0.1), "low must be below high"),
         (varied("algorithm.temperature", type="log-uniform", low=0.0, high=0.1), "greater than 0"),
         (varied("algorithm.temperature", type="unifrom", low=0.1, high=0.2), "Did you mean 'uniform'?"),
+        (varied("algorithm.temperature", values=[0.1]), "must say its type. Valid: choice, conditional"),
         (varied("algorithm.temperature", type="uniform", low=0.1, hi=0.2), "hi"),
         (choice("output", "a", "b"), "where a run is recorded"),
         ({"metric": "eval/nn_top1"}, "Did you mean 'eval/knn_top1'?"),

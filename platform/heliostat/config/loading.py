@@ -297,7 +297,9 @@ def _follow(job_schema: dict[str, Any], location: Sequence[str | int]) -> tuple[
 
 
 def _tags(parent: dict[str, Any], key: str | int) -> list[str]:
-    node = parent.get("properties", {}).get(key, {}) if isinstance(key, str) else parent.get("items", {})
+    node: Any = parent.get("items", {})
+    if isinstance(key, str):
+        node = parent.get("properties", {}).get(key) or parent.get("additionalProperties") or {}
     for variant in [node, *node.get("anyOf", [])]:
         if "discriminator" in variant:
             return list(variant["discriminator"]["mapping"])
