@@ -154,9 +154,8 @@ def _worked(order: Order, data: Datasets | None, board: Any) -> dict[str, Any]:
             folder.update(varied={"step": begun, "values": values})
     while True:
         reporter = Reporter(order, folder, board)
-        asked = reporter.asked()
-        if asked:
-            return _final("interrupted" if asked == STOP_ALL else "pruned", message=asked)
+        if reporter.asked() == STOP_ALL:  # any other reason is heard while it works, which closes its record
+            return _final("interrupted", message=STOP_ALL)
         steps = folder.checkpoints().steps()
         if order.pause_at is not None and steps and steps[-1] >= order.pause_at:  # it was there when the driver died
             if reporter.latest.get(order.metric, (-1, 0.0))[0] >= steps[-1]:
