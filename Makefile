@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup quickstart test test-slow lint bench clean
+.PHONY: help setup quickstart test test-slow test-browser lint bench clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -29,10 +29,13 @@ quickstart: $(VENV)/.user  ## train SimCLR on handwritten digits in two Ray work
 	@$(BIN)/heliostat run jobs/representation/simclr-digits.yaml
 
 test: $(VENV)/.dev  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow and not cluster and not accelerator"
+	$(BIN)/python -m pytest -m "not slow and not cluster and not accelerator and not browser"
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes
-	$(BIN)/python -m pytest -m "slow and not cluster and not accelerator"
+	$(BIN)/python -m pytest -m "slow and not cluster and not accelerator and not browser"
+
+test-browser: $(VENV)/.dev  ## the comparison page and MLflow's pages in headless Chromium, which must be installed
+	$(BIN)/python -m pytest -m browser
 
 lint: $(VENV)/.dev  ## style, types, and the direction of imports
 	$(BIN)/ruff check .

@@ -6,16 +6,20 @@ An algorithm is a ``torch.nn.Module`` with four more duties: turn stored samples
 workers, precision, optimiser, clock, checkpoints. In each step it calls, in this order,
 
     before_step - prepare - forward - (backward) - after_backward - (clip, update) - after_step
+
+A step may have several players with losses of their own, as a GAN's has. Then all between ``before_step`` and
+``after_step`` is done once for each of the step's ``turns``, and in each turn only the parameters of its player move.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from heliostat_algorithms.encoder import Encoder
@@ -28,18 +32,20 @@ looks for a collapse gives a training some time."""
 
 Batch: TypeAlias = Mapping[str, Tensor]
 """This worker's rows of a global batch. Images: ``image`` (B, C, H, W) uint8; clips, for algorithms with ``video``:
-``video`` (B, T, C, H, W) uint8. Tokens: ``tokens`` (B, L) int64, what is read, and ``targets`` (B, L) int64, what is
-to be said after each, ``IGNORED`` where nothing is asked. Pairs: ``source`` (B, S) and ``target`` (B, T) int64, each
-target from BEGIN to END. Shorter sequences are filled up with PAD; L, S and T are the longest of the **global** batch.
-``label`` (B,) int64 where the data has labels; ``index`` (B,) int64, the sample's position in the data set."""
+``video`` (B, T, C, H, W) uint8; points: ``point`` (B, D) float32. Tokens: ``tokens`` (B, L) int64, what is read, and
+``targets`` (B, L) int64, what is to be said after each, ``IGNORED`` where nothing is asked. Pairs: ``source`` (B, S)
+and ``target`` (B, T) int64, each target from BEGIN to END. Shorter sequences are filled up with PAD; L, S and T are the
+longest of the **global** batch. ``label`` (B,) int64 where the data has labels; ``index`` (B,) int64, the sample's
+position in the data set."""
 
 PAD, BEGIN, END, UNKNOWN = 0, 1, 2, 3
 """Tokens that stand for something else than text or symbols, in vocabularies that have them."""
 IGNORED = -100
 """A target that is not asked for; torch's own number for it."""
 
-Kind: TypeAlias = Literal["images", "tokens", "pairs"]
-"""What samples are: images or clips; sequences of tokens; sequences of tokens with another sequence as their source."""
+Kind: TypeAlias = Literal["images", "points", "tokens", "pairs"]
+"""What samples are: images or clips; points, that is a few real numbers; sequences of tokens; sequences of tokens with
+another sequence as their source."""
 
 Inputs: TypeAlias = Mapping[str, Tensor]
 """What ``prepare`` makes of a batch: views, masks, noise; on the training device, but for what decides how much is
@@ -74,15 +80,27 @@ class DataSpec:
     """How many classes; None where the data has no labels."""
     frames: int | None = None
     """T, the frames of a clip; None for images."""
+    points: bool = False
+    """Whether samples are points (D,) of real numbers, and no pictures; ``image_shape`` is (1, 1, D) then."""
     tokens: TokenSpec | None = None
-    """Of sequences of tokens; None for images and clips."""
+    """Of sequences of tokens; None for images, clips and points."""
 
     @property
     def kind(self) -> Kind:
         """What samples are."""
         if self.tokens is None:
-            return "images"
+            return "points" if self.points else "images"
         return "tokens" if self.tokens.source_length is None else "pairs"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One update within a step."""
+
+    player: str = ""
+    """Whose parameters move; the others are held still. Empty where a step has one player."""
+    minibatch: int = 0
+    """Which of the step's minibatches it sees, from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +112,10 @@ class Clock:
     total_steps: int
     steps_per_epoch: int
     batch_size: int
-    """Samples in one step over all workers."""
+    """Samples in one minibatch over all workers; of these a step has one, unless ``Algorithm.minibatches`` says
+    otherwise."""
+    turn: Turn = Turn()
+    """Whose update is being made."""
 
     @property
     def epoch(self) -> float:
@@ -133,6 +154,8 @@ class ParameterGroup:
     learning_rate: float | None = None
     """A peak learning rate of its own, in place of the job's: gates, the dynamics of state spaces. It follows the same
     schedule, and the factor applies to it, too."""
+    player: str = ""
+    """In whose turns these parameters move; see ``Algorithm.turns``."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +165,77 @@ class Panels:
     titles: tuple[str, ...]
     images: Tensor
     """(N, columns, C, H, W) in [0, 1]."""
+
+    @staticmethod
+    def grid(images: Tensor, columns: int = 8) -> Panels:
+        """Pictures (N, C, H, W) that have no order, as rows without titles; white ones fill the last row."""
+        columns = min(columns, len(images))
+        missing = -len(images) % columns
+        filled = torch.cat([images, images.new_ones(missing, *images.shape[1:])])
+        return Panels(("",) * columns, filled.view(-1, columns, *images.shape[1:]))
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Moving pictures, for people."""
+
+    videos: Tensor
+    """(N, T, C, H, W) in [0, 1]."""
+    frames_per_second: float = 8.0
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Points in the plane, for people."""
+
+    points: Tensor
+    """(N, 2): what was made."""
+    truth: Tensor
+    """(M, 2): samples of the data, to compare with."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Written by the method, one for each sample."""
+
+    texts: tuple[str, ...]
+    given: tuple[str, ...] = ()
+    """What each was made from: its beginning, its source; empty where they were made from nothing."""
+
+
+class Codec(Protocol):
+    """Between texts and tokens."""
+
+    def encode(self, text: str) -> list[int]:
+        """Raises ValueError where something in the text has no token."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens."""
+
+
+Sampled: TypeAlias = Panels | Clips | Scatter | Texts
+"""What a generative method can make."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is asked of a generative method."""
+
+    count: int
+    """How many samples; of pictures that go from one sample to another, how many rows."""
+    given: Batch
+    """Some stored samples, ``count`` at least where the data has so many, to complete or to compare with."""
+    prompts: tuple[str, ...] = ()
+    """Beginnings or sources of texts, for methods that continue or translate them; ``count`` samples of each where
+    they are drawn. Empty: stored ones."""
+    codec: Codec | None = None
+    """The data's, where samples are tokens."""
+    length: int = 200
+    """Tokens by which a text is continued."""
+    temperature: float = 1.0
+    """Logits are divided by it before a token is drawn."""
+    top_k: int | None = None
+    """Only so many of the most likely tokens can be drawn; None: all."""
 
 
 class Algorithm(nn.Module, ABC):
@@ -170,6 +264,12 @@ class Algorithm(nn.Module, ABC):
     def is_separable(cls, config: Any) -> bool:
         """``separable`` for this config; differs where an option makes the loss compare samples."""
         return cls.separable
+
+    @classmethod
+    def turns(cls, config: Any) -> tuple[Turn, ...]:
+        """The updates of one step, in order; several where there are several players, or one has several updates. What
+        ``prepare`` draws in one turn is independent of what it draws in another."""
+        return (Turn(),)
 
     def check(self, batch_size: int) -> None:
         """Whether this algorithm can train with a global batch of this size; called before anything is started.
@@ -249,6 +349,15 @@ class Algorithm(nn.Module, ABC):
     def pictures(self, batch: Batch, random: Random) -> Mapping[str, Panels]:
         """Pictures of what the method does with some samples, by name: reconstructions, masks. Called in evaluation
         mode, without gradient."""
+        return {}
+
+    def sample(self, wish: Wish, random: Random) -> Mapping[str, Sampled]:
+        """What the method can make, by name: samples, completions, walks through its latent space. Empty for methods
+        that are not generative. Called in evaluation mode, without gradient, with ``count`` rows of random draws.
+
+        Raises:
+            ValueError: it cannot be made; says what would be right.
+        """
         return {}
 
     def begin_from(self, other: Algorithm) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from heliostat_algorithms.algorithm import Clock, DataSpec
+from heliostat_algorithms.algorithm import Clips, Clock, DataSpec, Panels, Wish
 from heliostat_algorithms.backbones.video_unet import VideoUNetConfig
 from heliostat_algorithms.diffusion import DDIM, Ancestral
 from heliostat_algorithms.generative.video_diffusion import VideoDiffusion
@@ -141,17 +141,17 @@ def test_the_average_follows_and_is_what_samples_are_drawn_from() -> None:
     with torch.no_grad():
         for parameter in made.network.parameters():
             parameter.add_(1.0)
-    drawn = made.sample(2, draw(rows=range(2)))
+    drawn = made.videos(2, draw(rows=range(2)))
     made.after_step(CLOCK)
     for old, now, new in zip(before, made.average.parameters(), made.network.parameters(), strict=True):
         torch.testing.assert_close(now, 0.9 * old + 0.1 * new)
         assert not now.requires_grad
-    assert not torch.equal(made.sample(2, draw(rows=range(2))), drawn)
+    assert not torch.equal(made.videos(2, draw(rows=range(2))), drawn)
     with torch.no_grad():
         for parameter in made.network.parameters():
             parameter.zero_()
     made.average.load_state_dict(dict(zip(made.average.state_dict(), before, strict=True)))
-    assert torch.equal(made.sample(2, draw(rows=range(2))), drawn)  # the network itself has no say
+    assert torch.equal(made.videos(2, draw(rows=range(2))), drawn)  # the network itself has no say
     assert method(ema=None).average is None
 
 
@@ -159,21 +159,21 @@ def test_samples() -> None:
     made = method()
     label = torch.arange(5) % CLASSES
     random = draw(rows=range(5))
-    videos = made.sample(5, random, label)
+    videos = made.videos(5, random, label)
     assert videos.shape == (5, T, 1, 8, 8)
     assert 0 <= float(videos.min()) < float(videos.max()) <= 1
-    assert torch.equal(videos, made.sample(5, random, label))
-    assert not torch.equal(videos, made.sample(5, random))
-    assert torch.equal(videos, made.sample(5, random, label, guidance=0.0))
-    assert not torch.equal(videos, made.sample(5, random, label, guidance=2.0))
-    torch.testing.assert_close(made.sample(2, draw(rows=range(3, 5)), label[3:]), videos[3:], atol=1e-5, rtol=0)
-    assert made.sample(2, draw(rows=range(2)), frames=T + 3, steps=2, sampler=Ancestral()).shape[1] == T + 3
+    assert torch.equal(videos, made.videos(5, random, label))
+    assert not torch.equal(videos, made.videos(5, random))
+    assert torch.equal(videos, made.videos(5, random, label, guidance=0.0))
+    assert not torch.equal(videos, made.videos(5, random, label, guidance=2.0))
+    torch.testing.assert_close(made.videos(2, draw(rows=range(3, 5)), label[3:]), videos[3:], atol=1e-5, rtol=0)
+    assert made.videos(2, draw(rows=range(2)), frames=T + 3, steps=2, sampler=Ancestral()).shape[1] == T + 3
     unlabelled = method(classes=None)
-    assert unlabelled.sample(2, draw(rows=range(2))).shape == (2, T, 1, 8, 8)
+    assert unlabelled.videos(2, draw(rows=range(2))).shape == (2, T, 1, 8, 8)
     for call, said in (
-        (lambda: made.sample(4, random), "5 rows, but 4 videos"),
-        (lambda: made.sample(5, random, guidance=1.0), "no label to be guided to"),
-        (lambda: unlabelled.sample(5, random, label), "trained without"),
+        (lambda: made.videos(4, random), "5 rows, but 4 videos"),
+        (lambda: made.videos(5, random, guidance=1.0), "no label to be guided to"),
+        (lambda: unlabelled.videos(5, random, label), "trained without"),
     ):
         with pytest.raises(ValueError, match=said):
             call()
@@ -250,20 +250,26 @@ def test_images_are_videos_of_one_frame() -> None:
     assert found["x"].shape == (B, 3, 1, 8, 8)
     assert made(found, CLOCK).loss.isfinite()
     with torch.no_grad():
-        assert made.sample(2, draw(rows=range(2))).shape == (2, 1, 1, 8, 8)
-        assert set(made.pictures({**stored, "index": torch.arange(B)}, draw())) == {"samples"}
+        assert made.videos(2, draw(rows=range(2))).shape == (2, 1, 1, 8, 8)
+        sampled = made.sample(Wish(count=B, given=stored), draw())
+    assert set(sampled) == {"samples"}
+    assert isinstance(sampled["samples"], Panels)
+    assert sampled["samples"].images.shape == (1, B, 1, 8, 8)
 
 
-def test_pictures() -> None:
+def test_what_is_made_for_people() -> None:
     made = method()
     with torch.no_grad():
-        found = made.pictures(batch(), draw())
-    assert {name: panels.images.shape for name, panels in found.items()} == {
-        "samples": (B, T, 1, 8, 8),
-        "extensions": (B, T, 1, 8, 8),
-    }
-    assert found["extensions"].titles == ("frame 1, given", "frame 2, given", "frame 3, made", "frame 4, made")
-    torch.testing.assert_close(found["extensions"].images[:, :2], batch()["video"][:, :2] / 255)
+        found = made.sample(Wish(count=B + 2, given=batch()), draw(rows=range(B + 2)))
+    assert set(found) == {"samples", "extensions"}
+    samples, extensions = found["samples"], found["extensions"]
+    assert isinstance(samples, Clips)
+    assert isinstance(extensions, Clips)
+    assert samples.videos.shape == extensions.videos.shape == (B + 2, T, 1, 8, 8)
+    stored = batch()["video"][:, :2] / 255
+    torch.testing.assert_close(extensions.videos[:B, :2], stored)
+    torch.testing.assert_close(extensions.videos[B:, :2], stored[:2])  # where too few are stored, some come again
+    assert not torch.equal(extensions.videos[0, 2:], extensions.videos[B, 2:])
 
 
 def test_images_need_the_whole_batch() -> None:

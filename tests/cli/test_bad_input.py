@@ -221,7 +221,7 @@ def test_list(heliostat: Heliostat) -> None:
     assert code == 0
     listing = json.loads(out)
     assert "simclr" in listing["algorithms"]
-    images = {"digits", "parquet", "image-folder", "cifar10", "cifar100", "mnist", "fashion-mnist", "stl10"}
+    images = {"digits", "ring", "parquet", "image-folder", "cifar10", "cifar100", "mnist", "fashion-mnist", "stl10"}
     videos = {"atari-frames", "atari-clips", "moving-digits", "bouncing-shapes", "video-folder"}
     sequences = {"text", "parallel-text", "copy", "reverse", "selective-copying", "induction-heads", "passkey"}
     assert images | videos | sequences == set(listing["data"])

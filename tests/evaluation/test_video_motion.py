@@ -82,7 +82,7 @@ class Copyist(VideoDiffusion):
 
     shown: Tensor
 
-    def sample(self, count: int, random: Random, label: Tensor | None = None, **_: object) -> Tensor:  # type: ignore[override]
+    def videos(self, count: int, random: Random, label: Tensor | None = None, **_: object) -> Tensor:  # type: ignore[override]
         return self.shown[random.rows.start : random.rows.stop]
 
     def extend(  # type: ignore[override]

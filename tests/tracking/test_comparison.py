@@ -5,22 +5,34 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from rich.console import Console
 
+from heliostat.config.evaluators import EvaluatorConfig
 from heliostat.errors import InputError
-from heliostat.tracking import charts, metrics, terminal
-from heliostat.tracking.comparison import compare, main_metrics, to_json
+from heliostat.tracking import charts, display, metrics, terminal
+from heliostat.tracking.comparison import Comparison, main_metrics
+from heliostat.tracking.comparison import compare as put_side_by_side
+from heliostat.tracking.conditions import parse_conditions
+from heliostat.tracking.export import to_json
 from heliostat.tracking.figures import draw_curves, draw_results
+from heliostat.tracking.grouping import single
 from heliostat.tracking.location import StoreError, prepare_store
 from heliostat.tracking.metrics import Cell, direction, number
 from heliostat.tracking.page import render
 from heliostat.tracking.records import RunRecord, list_runs, load_runs
+from heliostat.tracking.statistics import Verdict
+from heliostat_algorithms.evaluation import Collapse
+
+
+def compare(runs: Sequence[RunRecord]) -> Comparison:
+    """Each run by itself."""
+    return put_side_by_side(single(runs))
 
 
 def record(name: str, metrics: Mapping[str, float] | None = None, **changes: Any) -> RunRecord:
@@ -34,6 +46,9 @@ def record(name: str, metrics: Mapping[str, float] | None = None, **changes: Any
         "tags": {},
     }
     return RunRecord(name=name, metrics=metrics or {}, **{**facts, **changes})
+
+
+BEST, UNKNOWN = Verdict("best"), Verdict("unknown")
 
 
 @pytest.fixture(scope="session")
@@ -75,8 +90,11 @@ def test_results_are_of_the_last_step_never_the_best(store: SimpleNamespace, run
     assert [(row.name, row.values) for row in result.environment] == [("packages.torch", ("2.0", "2.1"))]
     rows = {row.name: row for row in result.metrics}
     assert set(rows) == {"eval/knn_top1", "train/loss"}
-    assert rows["eval/knn_top1"].cells == (Cell(0.9, None, True, True), Cell(0.8, share=True))
-    assert rows["train/loss"].cells == (Cell(1.0, None, True), Cell(2.0))
+    assert rows["eval/knn_top1"].cells == (
+        Cell(0.9, None, True, True, verdict=BEST),
+        Cell(0.8, share=True, verdict=UNKNOWN),
+    )
+    assert rows["train/loss"].cells == (Cell(1.0, None, True, verdict=BEST), Cell(2.0, verdict=UNKNOWN))
 
 
 def test_runs_are_found_by_name_beginning_id_and_path(store: SimpleNamespace, runs: dict[str, str]) -> None:
@@ -107,13 +125,13 @@ def test_listing(store: SimpleNamespace, runs: dict[str, str], tmp_path: Path) -
     assert names(status="failed") == ["mae-digi000aaa"]
     assert names(sort="eval/knn_top1", limit=2) == ["simclr-d3fa2c1", "simclr-d77beef"]
     assert names(sort="train/loss") == ["simclr-d3fa2c1", "simclr-d77beef", "mae-digi000aaa"]
-    assert names(filters="params.temperature = '1.1'") == ["simclr-d77beef"]
+    assert names(conditions=parse_conditions(["temperature=1.10"])) == ["simclr-d77beef"]
     with pytest.raises(InputError, match="Did you mean 'eval/knn_top1'"):
         names(sort="eval/knn_top")
     with pytest.raises(InputError, match="Did you mean 'FINISHED'"):
         names(status="finish")
-    with pytest.raises(InputError, match="does not understand"):
-        names(filters="params.seed is zero")
+    with pytest.raises(InputError, match="Did you mean 'temperature'"):
+        names(conditions=parse_conditions(["temprature>1"]))
     with pytest.raises(InputError, match="There is no tracking store"):
         list_runs(f"sqlite:///{tmp_path}/none.db")
     assert not (tmp_path / "none.db").exists()
@@ -136,6 +154,12 @@ def test_listing(store: SimpleNamespace, runs: dict[str, str], tmp_path: Path) -
         ("eval/reconstruction_error", "lower"),
         ("eval/ranking_loss", "lower"),
         ("eval/uniformity", None),
+        ("eval/elbo", "higher"),
+        ("eval/iwae_500", "higher"),
+        ("eval/bound_gap", None),
+        ("eval/cnll_is_100", "lower"),
+        ("eval/modes", "higher"),
+        ("eval/mode_kl", "lower"),
         ("accuracy/blossom", None),
         ("eval/stopped", None),
         ("train/loss_rank", None),
@@ -175,7 +199,7 @@ def test_intervals_and_baselines_stand_with_their_metric() -> None:
     result = compare([first, record("b", {"eval/few_label_10_top1": 0.7})])
     assert [row.name for row in result.metrics] == ["eval/few_label_10_top1", "eval/rank"]
     row = result.metrics[0]
-    assert row.cells == (Cell(0.8, 0.02, True, True), Cell(0.7, share=True))
+    assert row.cells == (Cell(0.8, 0.02, True, True, verdict=BEST), Cell(0.7, share=True, verdict=UNKNOWN))
     assert str(row.cells[0]) == "80.0 ± 2.0%"
     assert row.baselines == {"pixels": (Cell(0.6, share=True), None), "untrained": (Cell(0.4, 0.03, share=True), None)}
     assert result.metrics[1].cells == (Cell(5.0, 0.5), None)
@@ -190,10 +214,10 @@ def test_json_is_json_whatever_the_numbers() -> None:
     result = compare([record("a", {"x": math.nan, "eval/top1": 0.5}), record("b", {"x": math.inf})])
     text = json.dumps(to_json(result), allow_nan=False)
     back = json.loads(text)
-    assert back["metrics"]["x"]["runs"][0] == {"value": "nan", "interval": None, "best": False}
+    assert back["metrics"]["x"]["groups"][0] == {"value": "nan", "interval": None, "n": 1, "verdict": None, "p": None}
     assert back["metrics"]["eval/top1"] == {
         "better": "higher",
-        "runs": [{"value": 0.5, "interval": None, "best": False}, None],
+        "groups": [{"value": 0.5, "interval": None, "n": 1, "verdict": None, "p": None}, None],
         "baselines": {},
     }
     assert [run["name"] for run in back["runs"]] == ["a", "b"]
@@ -237,7 +261,7 @@ def test_terminal_fits_eighty_columns_and_shows_markup_as_text() -> None:
 
 
 def test_durations() -> None:
-    assert [terminal.duration(s) for s in (None, 9.26, 252, 11_100)] == ["-", "9.3 s", "4 min 12 s", "3 h 05 min"]
+    assert [display.duration(s) for s in (None, 9.26, 252, 11_100)] == ["-", "9.3 s", "4 min 12 s", "3 h 05 min"]
 
 
 class Checker(html.parser.HTMLParser):
@@ -287,7 +311,7 @@ def test_page_is_whole_needs_nothing_and_runs_nothing() -> None:
     assert not [name for name, _ in checker.attributes if name.startswith("on")]
     sources = [value for name, value in checker.attributes if name in ("src", "href", "xlink:href")]
     assert sources == ["data:image/png;base64,cG5n"]
-    assert not re.search(r"https?:|url\(|@import|<link", text)
+    assert not re.search(r"https?:|url\((?!#)|@import|<link", text)
     assert "$title ${store}" in text
     assert "&lt;script&gt;" in text
     assert text.count('<td class="best">') == 1
@@ -384,3 +408,13 @@ def test_results_are_drawn_beside_their_baselines(tmp_path: Path) -> None:
     assert width > height > 300
     assert not draw_results({"eval/rankme": 80.0}, "no accuracy", tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_names_tell_the_direction_that_evaluators_tell() -> None:
+    # Measures of collapse warn; a comparison marks nobody as best for them.
+    evaluators = [kind() for kind in get_args(get_args(EvaluatorConfig)[0]) if kind is not Collapse]
+    told = {name: better for each in evaluators for name, better in each.higher_is_better.items()}
+    assert {"knn_top1", "elbo", "bleu", "exact_match", "nll", "motion_whole", "classifier_frechet"} <= set(told)
+    assert {name: direction(f"eval/{name}") for name in told} == {
+        name: "higher" if higher else "lower" for name, higher in told.items()
+    }

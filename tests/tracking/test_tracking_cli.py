@@ -92,7 +92,7 @@ def test_compare_writes_what_it_says(call: Call, listed: list[str], tmp_path: Pa
 def test_compare_json_writes_nothing_else(call: Call, listed: list[str], tmp_path: Path) -> None:
     data = json.loads(call("compare", "alpha", "beta", "-e", "listed", "--json"))
     assert data["parameters"] == {"temperature": ["0", "1"]}
-    assert [cell["value"] for cell in data["metrics"]["eval/knn_top1"]["runs"]] == pytest.approx([0.48, 0.58])
+    assert [cell["value"] for cell in data["metrics"]["eval/knn_top1"]["groups"]] == pytest.approx([0.48, 0.58])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -40,6 +40,8 @@ ADAMW = (
 PATCHES = "{type: vit-tiny, patch_size: 2, width: 12, depth: 2, heads: 2, mlp_ratio: 2.0, positions: sincos"
 MEANS = f"{PATCHES}, class_token: false, pool: mean}}"
 CROP = "augmentation: {size: 8, crop_area: [0.4, 1.0]}"
+ADAM = f"optimization: {{optimizer: {{type: adam, learning_rate: 0.002}}, clip_gradient_norm: 5.0, {REST}"
+DCGAN = "{type: conv, channels: [4, 8], batch_norm: true, encoder_activation: leaky-relu}"
 FINE_TUNE = f"type: simclr-v2-fine-tune, backbone: {RESNET}"
 COPIES = "{source: copy, split: train, samples: 64, lengths: [3, 5, 7], symbols: 6"
 TEXT = f"{{source: text, path: {Path(__file__).parents[2] / 'LICENSE'}, split: train, window: 12}}"
@@ -185,6 +187,39 @@ algorithm: {{type: sequence-classifier, pool: last,
     "vit-probe": f"""
 algorithm: {{type: vit, backbone: {VIT}, {CROP}, frozen: true, normalize: true, classifier_std: 0.01}}
 {LARS}
+""",
+    "vae": f"""
+algorithm: {{type: vae, network: {{type: mlp, hidden: [16]}}, latent: 4, draws: 2}}
+{ADAM}
+""",
+    "vae-conv-gaussian": f"""
+algorithm: {{type: vae, network: {{type: conv, channels: [4, 8], batch_norm: true}}, latent: 4,
+             likelihood: {{type: gaussian, scale: learned}}}}
+{ADAM}
+""",
+    "cvae": f"""
+algorithm: {{type: cvae, hidden: [16], latent: 4}}
+{ADAM}
+""",
+    "cvae-hybrid": f"""
+algorithm: {{type: cvae, visible: 2, hidden: [16], latent: 4, hybrid: 0.5, draws: 2, baseline_guess: false,
+             likelihood: {{type: gaussian}}}}
+{ADAM}
+""",
+    "gan": f"""
+algorithm: {{type: gan, generator: {{type: mlp, hidden: [16], activation: relu}}, noise_dim: 4, discriminator_steps: 2,
+             discriminator: {{type: mlp, hidden: [16], activation: leaky-relu}}, discriminator_rate: 0.5}}
+{ADAM}
+""",
+    "gan-dcgan": f"""
+algorithm: {{type: gan, noise: normal, noise_dim: 4, generator: {DCGAN}, discriminator: {DCGAN}, saturating: true}}
+{ADAM}
+""",
+    "gan-points": f"""
+algorithm: {{type: gan, generator: {{type: mlp, hidden: [16], activation: relu}}, noise_dim: 4,
+             discriminator: {{type: mlp, hidden: [16], activation: relu}}}}
+data: {{train: {{source: ring, split: train, samples: 200}}}}
+{ADAM}
 """,
     "video-diffusion": f"""
 algorithm: {{type: video-diffusion, network: {U_NET}}}, images: 2, label_drop: 0.5, ema: 0.9,

@@ -36,7 +36,7 @@ class MakesVideos(Protocol):
     frames: int
     classes: int | None
 
-    def sample(self, count: int, random: Random, label: Tensor | None = None, *, steps: int | None = None) -> Tensor:
+    def videos(self, count: int, random: Random, label: Tensor | None = None, *, steps: int | None = None) -> Tensor:
         """(count, T, C, H, W) in [0, 1]."""
 
     def extend(
@@ -125,7 +125,7 @@ class VideoMotion(NetworkEvaluator):
         for rows in held_out.parts(self.batch_size):
             random = Random(seed, EVALUATION_STEP, rows, device, scope="motion/samples/")
             label = None if algorithm.classes is None else held_out.labels(rows)
-            videos = algorithm.sample(len(rows), random, label, steps=self.steps)
+            videos = algorithm.videos(len(rows), random, label, steps=self.steps)
             here, light = slice(rows.start, rows.stop), brightness(videos)
             made[here] = speeds(videos)
             whole[here] = ((light >= faint) & (light <= bright)).all(dim=1).double()

@@ -1,1 +1,1 @@
-"""Generative models: one file per paper."""
+"""Methods that learn to make samples like those they are shown."""

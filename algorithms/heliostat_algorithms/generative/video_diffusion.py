@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heliostat_algorithms.algorithm import Algorithm, Batch, Clock, DataSpec, Inputs, Panels, Step
+from heliostat_algorithms.algorithm import Algorithm, Batch, Clips, Clock, DataSpec, Inputs, Panels, Sampled, Step, Wish
 from heliostat_algorithms.backbones.video_unet import VideoUNet, VideoUNetConfig
 from heliostat_algorithms.collectives import gather_rows
 from heliostat_algorithms.diffusion.conditioning import (
@@ -221,7 +221,7 @@ class VideoDiffusion(Algorithm):
             labels = label.unsqueeze(1).expand(z.shape[:2])
         return to_x(self.config.prediction, network(z, levels, labels), z, log_snr)
 
-    def sample(
+    def videos(
         self,
         count: int,
         random: Random,
@@ -272,7 +272,7 @@ class VideoDiffusion(Algorithm):
             weight: w_r; None: the config's.
 
         Raises:
-            ValueError: no frame, or all are known, or as ``sample``.
+            ValueError: no frame, or all are known, or as ``videos``.
         """
         if known.shape != videos.shape[1:2] or not bool(known.any()) or bool(known.all()):
             raise ValueError(
@@ -300,7 +300,7 @@ class VideoDiffusion(Algorithm):
             videos: (B, K, C, H, W) in [0, 1].
             frames: of the result, those of ``videos`` included.
             overlap: most known frames of a block; None: half of it.
-            method, weight: see ``complete``; the others: ``sample``.
+            method, weight: see ``complete``; the others: ``videos``.
 
         Raises:
             ValueError: as ``complete``; or a network that was trained on single frames.
@@ -341,7 +341,7 @@ class VideoDiffusion(Algorithm):
             small: (B, T, C, h, w) in [0, 1]; h and w divide H and W. Shrinking takes means.
 
         Raises:
-            ValueError: sizes that do not divide, or as ``sample``.
+            ValueError: sizes that do not divide, or as ``videos``.
         """
         height, width = self.image_shape[1:]
         if height % small.shape[3] or width % small.shape[4]:
@@ -377,18 +377,20 @@ class VideoDiffusion(Algorithm):
             raise ValueError(f"the draws have {len(z)} rows, but {shape[0]} videos are asked for")
         return generate(denoise, z, sampler, self.config.schedule, random, fix)
 
-    def pictures(self, batch: Batch, random: Random) -> Mapping[str, Panels]:
-        """``samples``: new videos, with the labels of some stored ones where the network knows labels; ``extensions``,
-        for videos of several frames: the first half of stored ones, and how they go on by reconstruction guidance."""
-        stored = self._stored(batch).float() / 255
-        label = batch["label"] if self.classes is not None else None
-        titles = tuple(f"frame {n + 1}" for n in range(self.frames))
-        found = {"samples": Panels(titles, self.sample(len(stored), random.within("samples"), label))}
+    def sample(self, wish: Wish, random: Random) -> Mapping[str, Sampled]:
+        """``samples``: new videos or, from images, new images, with the labels of some stored ones where the network
+        knows labels; ``extensions`` of videos: the first half of stored ones, and how they go on by reconstruction
+        guidance."""
+        rows = torch.arange(wish.count) % len(next(iter(wish.given.values())))
+        given = {name: values[rows.to(values.device)] for name, values in wish.given.items()}
+        label = given["label"] if self.classes is not None else None
+        made = self.videos(wish.count, random.within("samples"), label)
+        if not self.of_clips:
+            return {"samples": Panels.grid(made.squeeze(1))}
+        found: dict[str, Sampled] = {"samples": Clips(made)}
         if self.frames > 1:
-            half = self.frames // 2
-            made = self.extend(stored[:, :half], random.within("extensions"), self.frames, label)
-            titles = tuple(f"frame {n + 1}, {'given' if n < half else 'made'}" for n in range(self.frames))
-            found["extensions"] = Panels(titles, made)
+            begun = self._stored(given)[:, : self.frames // 2].float() / 255
+            found["extensions"] = Clips(self.extend(begun, random.within("extensions"), self.frames, label))
         return found
 
 

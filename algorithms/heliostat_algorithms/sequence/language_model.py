@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -14,12 +15,16 @@ from heliostat_algorithms.algorithm import (
     Algorithm,
     Batch,
     Clock,
+    Codec,
     DataSpec,
     Inputs,
     Kind,
     ParameterGroup,
+    Sampled,
     Step,
+    Texts,
     TokenSpec,
+    Wish,
 )
 from heliostat_algorithms.backbones.dropout import draw_keys, number
 from heliostat_algorithms.randomness import Random
@@ -134,6 +139,46 @@ class LanguageModel(Algorithm, Predictor):
             if place < length - 1:
                 logits, state = self.advance(token, state)
         return torch.cat(said, dim=1)
+
+    def sample(self, wish: Wish, random: Random) -> Mapping[str, Sampled]:
+        """``continuations`` of the prompts, or of the first half of stored texts, of which each token is drawn; of
+        tasks without prompts ``answers``, the most likely ones.
+
+        Raises:
+            ValueError: a prompt without tokens, or with some that the vocabulary lacks.
+        """
+        codec = wish.codec
+        if codec is None:
+            return {}
+        if wish.prompts:
+            begun = [codec.encode(prompt) for prompt in wish.prompts]
+            if not all(begun):
+                raise ValueError("a prompt is empty; give a text of a token at least")
+            device = self.embedding.weight.device
+            parts = [torch.tensor([tokens] * wish.count, device=device) for tokens in begun]
+            draws = [random.within(f"prompt {number}") for number in range(len(parts))]
+        else:
+            tokens, targets = wish.given["tokens"][: wish.count], wish.given["targets"][: wish.count]
+            if not bool(asked(targets).all()):
+                return {"answers": self._answers(tokens, targets, codec)}
+            parts, draws = [tokens[:, : max(1, tokens.shape[1] // 2)]], [random.whole(len(tokens))]
+        given, made = [], []
+        for prompt, own in zip(parts, draws, strict=True):
+            said = self.generate(prompt, wish.length, own, temperature=wish.temperature, top_k=wish.top_k)
+            given += [codec.decode(row) for row in prompt.tolist()]
+            made += [codec.decode(row) for row in said[:, prompt.shape[1] :].tolist()]
+        return {"continuations": Texts(tuple(made), tuple(given))}
+
+    def _answers(self, tokens: Tensor, targets: Tensor, codec: Codec) -> Texts:
+        """To the tasks (B, L): what is said where something is asked, after all that is read before."""
+        given, made = [], []
+        for read, target in zip(tokens, targets, strict=True):
+            places = asked(target).nonzero().flatten()
+            prompt = read[: int(places[0]) + 1].unsqueeze(0)
+            said = self.generate(prompt, len(places))
+            given.append(codec.decode(prompt[0].tolist()))
+            made.append(codec.decode(said[0, prompt.shape[1] :].tolist()))
+        return Texts(tuple(made), tuple(given))
 
     def parameter_groups(self) -> list[ParameterGroup]:
         return grouped(self)

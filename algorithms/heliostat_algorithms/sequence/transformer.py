@@ -8,6 +8,7 @@ as a network for language models, is ``decoder``; its parts are in ``attention``
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
@@ -15,7 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heliostat_algorithms.algorithm import IGNORED, PAD, Algorithm, Batch, Clock, DataSpec, Inputs, Kind, Step
+from heliostat_algorithms.algorithm import (
+    END,
+    IGNORED,
+    PAD,
+    Algorithm,
+    Batch,
+    Clock,
+    DataSpec,
+    Inputs,
+    Kind,
+    Sampled,
+    Step,
+    Texts,
+    Wish,
+)
 from heliostat_algorithms.backbones.dropout import Dropout, draw_keys, number
 from heliostat_algorithms.collectives import mean_over_workers
 from heliostat_algorithms.randomness import Random
@@ -253,3 +268,20 @@ class Transformer(Algorithm, Predictor, Translator):
         longest = (source != PAD).sum(dim=1) + self.config.extra_length
         c = self.config
         return beam_search(self.advance, self.start(source), longest, beam=beam or c.beam, alpha=c.length_penalty)
+
+    def sample(self, wish: Wish, random: Random) -> Mapping[str, Sampled]:
+        """``translations`` of the prompts, or of stored sources, by beam search; nothing is drawn.
+
+        Raises:
+            ValueError: a prompt has tokens that the vocabulary lacks.
+        """
+        codec = wish.codec
+        if codec is None:
+            return {}
+        source = wish.given["source"][: wish.count]
+        if wish.prompts:
+            begun = [torch.tensor([*codec.encode(prompt), END]) for prompt in wish.prompts]
+            source = nn.utils.rnn.pad_sequence(begun, batch_first=True, padding_value=PAD).to(source.device)
+        made = self.translate(source)
+        texts, given = ([codec.decode(tokens) for tokens in each] for each in (made, source.tolist()))
+        return {"translations": Texts(tuple(texts), tuple(given))}

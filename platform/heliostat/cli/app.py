@@ -7,7 +7,22 @@ import sys
 
 import typer
 
-from heliostat.cli import compare, doctor, evaluate, list_, play, replay, resume, run, runs, sweep, ui, validate
+from heliostat.cli import (
+    compare,
+    doctor,
+    evaluate,
+    list_,
+    play,
+    register,
+    replay,
+    resume,
+    run,
+    runs,
+    sample,
+    sweep,
+    ui,
+    validate,
+)
 from heliostat.errors import InputError, RunError
 
 app = typer.Typer(
@@ -27,8 +42,10 @@ app.command("resume")(resume.resume)
 app.command("replay")(replay.replay)
 app.command("runs")(runs.runs)
 app.command("compare")(compare.compare)
+app.command("register")(register.register)
 app.command("evaluate")(evaluate.evaluate)
 app.command("play")(play.play)
+app.command("sample")(sample.sample)
 app.command("ui")(ui.ui)
 app.command("doctor")(doctor.doctor)
 

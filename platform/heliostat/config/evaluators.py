@@ -10,10 +10,14 @@ from heliostat_algorithms.evaluation import (
     KNN,
     AttentiveProbe,
     Classification,
+    ClassifierFrechet,
     Collapse,
+    ConditionalLikelihood,
     FewLabelProbe,
     FineTuning,
+    Likelihood,
     LinearProbe,
+    ModeCoverage,
     Perplexity,
     Retrieval,
     TokenAccuracy,
@@ -32,7 +36,11 @@ EvaluatorConfig: TypeAlias = Annotated[
     | Perplexity
     | TokenAccuracy
     | Bleu
-    | VideoMotion,
+    | VideoMotion
+    | Likelihood
+    | ConditionalLikelihood
+    | ModeCoverage
+    | ClassifierFrechet,
     OneOf(),
 ]
 """Any evaluator, told apart by ``type``."""

@@ -122,6 +122,15 @@ class Begin(Section):
     """Also take over the optimiser's state (momentum, moments), to go on with the same parameters."""
 
 
+class Sampling(Section):
+    """Samples of a generative method while it trains, as pictures in the run's ``figures/``, which MLflow is given at
+    the end of the run. At the end they are made in any case."""
+
+    every_epochs: PositiveInt
+    count: PositiveInt = 16
+    """How many, or rows of pictures; the draws are the same each time."""
+
+
 class Job(Section):
     """One experiment."""
 
@@ -136,6 +145,8 @@ class Job(Section):
     optimization: Optimization
     evaluation: tuple[EvaluatorConfig, ...] = ()
     """Measures of the representation, each also applied to the untrained network."""
+    sample: Sampling | None = None
+    """Show samples while a generative method trains."""
     resources: Resources = Resources()
     checkpoint: Checkpointing = Checkpointing()
     tracking: Tracking = Tracking()

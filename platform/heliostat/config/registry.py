@@ -10,6 +10,9 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from heliostat_algorithms.algorithm import Algorithm, OneOf
+from heliostat_algorithms.generative.cvae import CVAE
+from heliostat_algorithms.generative.gan import GAN
+from heliostat_algorithms.generative.vae import VAE
 from heliostat_algorithms.generative.video_diffusion import VideoDiffusion
 from heliostat_algorithms.reinforcement.dqn import DQN
 from heliostat_algorithms.representation.dino import DINO
@@ -40,6 +43,9 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "ijepa": IJEPA,
     "vjepa": VJEPA,
     "vit": ViTClassifier,
+    "vae": VAE,
+    "cvae": CVAE,
+    "gan": GAN,
     "video-diffusion": VideoDiffusion,
     "transformer": Transformer,
     "language-model": LanguageModel,
@@ -86,6 +92,9 @@ AlgorithmConfig: TypeAlias = Annotated[
     | IJEPA.Config
     | VJEPA.Config
     | ViTClassifier.Config
+    | VAE.Config
+    | CVAE.Config
+    | GAN.Config
     | VideoDiffusion.Config
     | Transformer.Config
     | LanguageModel.Config

@@ -20,7 +20,7 @@ from heliostat.data.samples import Samples
 from heliostat.errors import InputError
 from heliostat_algorithms.randomness import Random, permutation
 
-_DTYPES = {"uint8": torch.uint8, "int32": torch.int32, "int64": torch.int64}
+_DTYPES = {"uint8": torch.uint8, "int32": torch.int32, "int64": torch.int64, "float32": torch.float32}
 _SCOPE = "loader"
 """Of the random streams; an algorithm draws from others in the same step."""
 
@@ -33,6 +33,7 @@ class Loader:
     Args:
         batch_size: samples of the global batch, over all workers.
         seed: of the run.
+        minibatches: such batches in one step.
         rank, world_size: of this worker, and how many there are.
         device: where batches are put; from pinned memory and without waiting for CUDA devices.
         clips: of videos, whether batches hold clips; otherwise they hold one random frame of each video as an image.
@@ -51,6 +52,7 @@ class Loader:
         world_size: int = 1,
         device: torch.device | str = "cpu",
         clips: bool = False,
+        minibatches: int = 1,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in 0 .. {world_size - 1}, not {rank}")
@@ -59,6 +61,11 @@ class Loader:
             right = f"{lower} or {upper}" if lower > 0 else str(upper)
             raise InputError(
                 f"batch_size {batch_size} is global and cannot be shared equally by {world_size} workers; {right} can"
+            )
+        if minibatches * batch_size > len(data) >= batch_size:
+            raise InputError(
+                f"a step takes {minibatches} batches of {batch_size} samples, and {data.name} has {len(data)}; "
+                f"a batch_size of at most {len(data) // minibatches // world_size * world_size} is possible"
             )
         if batch_size > len(data):
             raise InputError(
@@ -70,26 +77,32 @@ class Loader:
                 )
             )
         self.data, self.batch_size, self.seed, self.device = data, batch_size, seed, torch.device(device)
-        self.clips = clips
+        self.clips, self.minibatches = clips, minibatches
         self._rows = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self._epoch: tuple[int, npt.NDArray[np.int64]] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in the data."""
-        return len(self.data) // self.batch_size
+        """Steps for which the data has whole batches."""
+        return len(self.data) // self.samples_per_step
+
+    @property
+    def samples_per_step(self) -> int:
+        """Over all workers and minibatches."""
+        return self.minibatches * self.batch_size
 
     @property
     def dropped_per_epoch(self) -> int:
-        """Samples that an epoch leaves out because they fill no batch; other ones each time."""
-        return len(self.data) % self.batch_size
+        """Samples that an epoch leaves out because they fill no step's batches; other ones each time."""
+        return len(self.data) % self.samples_per_step
 
     def rows(self) -> range:
         """The global batch's rows that this worker holds: contiguous, and equally many for all."""
         return self._rows
 
     def indices(self, step: int) -> npt.NDArray[np.int64]:
-        """(batch_size,) samples of the step's global batch. Steps count from 0 over all epochs."""
+        """(samples_per_step,) samples of the step's global batch; of several, one after the other. Steps count from 0
+        over all epochs."""
         if step < 0:
             raise ValueError(f"steps count from 0, not {step}")
         epoch, position = divmod(step, self.steps_per_epoch)
@@ -97,14 +110,18 @@ class Loader:
             order = permutation(f"{self.seed}:order:{epoch}", len(self.data)).numpy()
             order.flags.writeable = False
             self._epoch = (epoch, order)
-        return self._epoch[1][position * self.batch_size : (position + 1) * self.batch_size]
+        return self._epoch[1][position * self.samples_per_step : (position + 1) * self.samples_per_step]
 
-    def batch(self, step: int) -> dict[str, Tensor]:
-        """This worker's B rows: ``image`` (B, C, H, W) or ``video`` (B, T, C, H, W) uint8, or the entries of sequences
-        int64; ``index`` and, if any, ``label`` (B,) int64."""
-        together = self.indices(step)
+    def batch(self, step: int, minibatch: int = 0) -> dict[str, Tensor]:
+        """This worker's B rows: ``image`` (B, C, H, W) or ``video`` (B, T, C, H, W) uint8, ``point`` (B, D) float32, or
+        the entries of sequences int64; ``index`` and, if any, ``label`` (B,) int64.
+
+        Args:
+            minibatch: which of the step's, from 0.
+        """
+        together = self.indices(step)[minibatch * self.batch_size : (minibatch + 1) * self.batch_size]
         indices = together[self._rows.start : self._rows.stop]
-        random = Random(self.seed, step, self._rows).within(_SCOPE)
+        random = Random(self.seed, step, self._rows).within(_SCOPE if minibatch == 0 else f"{_SCOPE}-{minibatch}")
         return _gather(self.data, indices, self.device, clips=self.clips, random=random, together=together)
 
 

@@ -36,7 +36,8 @@ class Selection:
     """Stored pictures or tokens that together are one entry of a batch."""
 
     name: str
-    """What a batch calls it: ``image``, ``video`` for clips, ``tokens``, ``targets``, ``source``, ``target``."""
+    """What a batch calls it: ``image``, ``video`` for clips, ``point``, ``tokens``, ``targets``, ``source``,
+    ``target``."""
     values: npt.NDArray[np.generic]
     """(P, ...): all that is stored of the kind, contiguous; may be read-only."""
     rows: npt.NDArray[np.int64]
@@ -45,7 +46,7 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Samples(ABC):
-    """A data set of images, of videos or of sequences of tokens, decoded.
+    """A data set of images, of videos, of points or of sequences of tokens, decoded.
 
     Raises:
         InputError: there is no sample, or a label is outside the classes.

@@ -12,6 +12,7 @@ from pydantic import Field
 from heliostat.data.download import RemoteFile, cache_folder
 from heliostat.data.images import ImageData
 from heliostat.data.locations import absolute
+from heliostat.data.points import PointData
 from heliostat.data.samples import Progress
 from heliostat.data.sequence_sources import ParallelText, Text
 from heliostat.data.source import Cached, Location, Source
@@ -33,6 +34,27 @@ class Digits(Source):
         from heliostat.data.digits import load_digits
 
         return load_digits(self.split, self.image_size)
+
+
+class Ring(Source):
+    """Points from a mixture of Gaussians whose centres lie evenly on a circle, for GANs: generated, labelled by their
+    Gaussian."""
+
+    source: Literal["ring"]
+    split: Literal["train", "test"]
+    samples: int = Field(default=50_000, gt=0)
+    """How many points."""
+    modes: int = Field(default=8, gt=1)
+    """How many Gaussians, of equal weight."""
+    radius: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    """Of the circle."""
+    deviation: float = Field(default=0.02, gt=0, allow_inf_nan=False)
+    """Of each Gaussian in each direction."""
+
+    def load(self, progress: Progress | None = None) -> PointData:
+        from heliostat.data.points import ring
+
+        return ring(self.split, samples=self.samples, modes=self.modes, radius=self.radius, deviation=self.deviation)
 
 
 class ParquetImages(Source):
@@ -277,6 +299,7 @@ class STL10(Download):
 
 DataSource = Annotated[
     Digits
+    | Ring
     | ParquetImages
     | ImageFolder
     | Cifar10

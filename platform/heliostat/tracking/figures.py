@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heliostat.tracking.comparison import Comparison, main_metrics
+from heliostat.tracking.comparison import Comparison, main_metric, main_metrics, ranking
+from heliostat.tracking.curves import Curve, curve
 from heliostat.tracking.metrics import cell
 
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart, without yellow (too pale on white).
@@ -20,37 +21,45 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#0
 _DASHES = ("-", "--", ":", "-.")
 
 
-def draw_curves(comparison: Comparison, path: Path) -> list[str]:
-    """Write the curves of the main metrics, one panel each, all runs overlaid, as PNG; returns the metrics shown.
+def draw_curves(comparison: Comparison, path: Path, metric: str | None = None) -> list[str]:
+    """Write the curves of the main metrics, one panel each, all groups overlaid with bands over their runs, as PNG;
+    returns the metrics shown.
 
-    Without any curve nothing is written.
+    Without any curve nothing is written. Of many groups only the best are coloured; ``metric`` says by what.
     """
     from matplotlib.figure import Figure
 
     names = main_metrics(comparison)
     if not names:
         return []
+    order = ranking(comparison, main_metric(comparison, metric))
+    named = order if len(order) <= _NAMED else order[: len(PALETTE)]
     columns = min(2, len(names))
     rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(5.6 * columns, 3.4 * rows + 0.35 * len(comparison.runs)), layout="constrained", dpi=150)
+    figure = Figure(figsize=(5.6 * columns, 3.4 * rows + 0.35 * len(named)), layout="constrained", dpi=150)
     panels = figure.subplots(rows, columns, squeeze=False).flat
-    lines: dict[str, tuple[Any, str]] = {}
+    lines: dict[int, tuple[Any, str]] = {}
     for panel, name in zip(panels, names, strict=False):
-        for index, run in enumerate(comparison.runs):
-            points = [point for point in run.histories.get(name, ()) if math.isfinite(point[1])]
-            if not points:
+        for index, group in enumerate(comparison.groups):
+            each = curve(group, name)
+            points = [point for point in each.mean if math.isfinite(point[1])] if each else []
+            if each is None or not points:
                 continue
-            steps, values = zip(*points, strict=True)
+            place = named.index(index) if len(order) > _NAMED and index in named else index
+            color = PALETTE[place % len(PALETTE)] if index in named else "#c9ced2"
             (line,) = panel.plot(
-                steps,
-                values,
-                color=PALETTE[index % len(PALETTE)],
-                linestyle=_DASHES[index // len(PALETTE) % len(_DASHES)],
-                linewidth=1.6,
-                marker="o" if len(points) < 20 else None,
+                *zip(*points, strict=True),
+                color=color,
+                linestyle=_DASHES[place // len(PALETTE) % len(_DASHES)] if index in named else "-",
+                linewidth=1.6 if index in named else 0.8,
+                zorder=2.5 if index in named else 1.5,
+                marker="o" if len(points) < 20 and index in named else None,
                 markersize=3,
             )
-            lines.setdefault(run.id, (line, run.name))
+            if index in named:
+                lines.setdefault(index, (line, group.label))
+                _band(panel, each, color)
+        _framed(panel, comparison, name)
         panel.set_title(name, fontsize=10, loc="left", parse_math=False)
         panel.set_xlabel("step", fontsize=9)
         panel.tick_params(labelsize=8)
@@ -58,12 +67,33 @@ def draw_curves(comparison: Comparison, path: Path) -> list[str]:
         panel.spines[["top", "right"]].set_visible(False)
     for panel in list(figure.axes)[len(names) :]:
         panel.set_visible(False)
-    handles, labels = zip(*lines.values(), strict=True)
+    handles, labels = zip(*(lines[index] for index in named if index in lines), strict=True)
     legend = figure.legend(handles, labels, loc="outside lower left", fontsize=8, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a name with dollars is a name
     figure.savefig(path, format="png")
     return names
+
+
+_NAMED = 12
+"""Curves that colours and dashes tell apart; of more, only the best are coloured."""
+
+
+def _band(panel: Any, each: Curve, color: str) -> None:
+    """The interval of a mean."""
+    if each.low:
+        steps = [step for step, _ in each.low]
+        low, high = [value for _, value in each.low], [value for _, value in each.high]
+        panel.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def _framed(panel: Any, comparison: Comparison, name: str) -> None:
+    """The frame follows the runs: bands of two or three seeds are wide and would hide them."""
+    values = [v for run in comparison.runs for _, v in run.histories.get(name, ()) if math.isfinite(v)]
+    if values:
+        margin = 0.06 * (max(values) - min(values)) or 0.1 * abs(values[0]) or 1.0
+        if math.isfinite(margin):
+            panel.set_ylim(min(values) - margin, max(values) + margin)
 
 
 _HEADS = 6
@@ -118,6 +148,19 @@ def draw_panels(titles: Sequence[str], images: npt.NDArray[np.uint8], path: Path
         panel.set_title(textwrap.fill(title, 24), fontsize=8, parse_math=False)
     for panel in panels.flat:
         panel.set_axis_off()
+    figure.savefig(path, format="png")
+
+
+def draw_points(points: npt.NDArray[np.float32], truth: npt.NDArray[np.float32], path: Path) -> None:
+    """Write points (N, 2) that were made over points (M, 2) of the data, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5, 4.5), layout="constrained", dpi=150)
+    panel = figure.subplots()
+    panel.scatter(truth[:, 0], truth[:, 1], s=24, color=PALETTE[1], alpha=0.5, linewidths=0, label="data")
+    panel.scatter(points[:, 0], points[:, 1], s=4, color=PALETTE[0], alpha=0.5, linewidths=0, label="made")
+    panel.set_aspect("equal", adjustable="datalim")
+    panel.legend(fontsize=8, frameon=False, loc="center")
     figure.savefig(path, format="png")
 
 

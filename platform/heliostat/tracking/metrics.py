@@ -6,25 +6,37 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from heliostat.tracking.statistics import Verdict
 
 Direction: TypeAlias = Literal["higher", "lower"]
-_HIGHER = re.compile(r"(^|_)(top\d*|accuracy|recall|precision|map|rank|return|per_second)(_|$)")
-_LOWER = re.compile(r"(^|_)(loss|interval|error|seconds|perplexity|frechet)(_|$)")
+_HIGHER = re.compile(
+    r"(^|_)(top\d*|accuracy|recall|precision|map|rank|return|per_second|elbo|iwae|modes|quality|match|bleu|whole)(_|$)"
+)
+_LOWER = re.compile(
+    r"(^|_)(loss|interval|error|seconds|perplexity|frechet|cnll|mode_kl|nll|distance|bits_per_character)(_|$)"
+)
+_VALIDATION = re.compile(r"(^|[/_])val(idation)?([/_])")
 _SHARE = re.compile(r"(^|_)(top\d+|accuracy|(recall|precision)_\d+|map)$")
 INTERVAL = "_interval"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of one run."""
+    """A number of one run, or the mean of several."""
 
     value: float
     interval: float | None = None
-    """Half the width of its confidence interval, where the run logged one."""
+    """Half the width of its 95 % confidence interval: over the runs, or of a single run as that logged it."""
     best: bool = False
     share: bool = False
     """Whether it is a share of 1, shown in per cent."""
+    count: int = 1
+    """Runs behind it."""
+    verdict: Verdict | None = None
+    """How it stands to the best; None where no way is better or there is nothing to compare."""
 
     def __str__(self) -> str:
         if self.share and math.isfinite(self.value):
@@ -48,6 +60,17 @@ def direction(metric: str) -> Direction | None:
     if higher == lower:
         return None
     return "higher" if higher else "lower"
+
+
+def is_validation(metric: str) -> bool:
+    """Whether a metric was measured on a validation split, on which one may choose: ``validation/loss``,
+    ``eval/validation_top1``."""
+    return bool(_VALIDATION.search(metric))
+
+
+def of_test(metric: str) -> str:
+    """The name of what a validation metric measures without the part that says validation: ``loss``, ``eval/top1``."""
+    return _VALIDATION.sub(lambda match: match[1], metric, count=1)
 
 
 def cell(metrics: Mapping[str, float], name: str) -> Cell | None:

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
+from importlib.resources import files
 from string import Template
 
-from heliostat.tracking.charts import SERIES, chart
-from heliostat.tracking.comparison import Comparison, ParameterRow, main_metrics
-from heliostat.tracking.metrics import Cell
-from heliostat.tracking.records import RunRecord
-from heliostat.tracking.terminal import duration, moment
+from heliostat.tracking import costs
+from heliostat.tracking.charts import TOLD_APART, chart, looks
+from heliostat.tracking.comparison import Comparison, main_metric, main_metrics, ranking
+from heliostat.tracking.conclusions import conclusions
+from heliostat.tracking.display import duration, moment
+from heliostat.tracking.grouping import Group
+from heliostat.tracking.importance import LEAST, importance
+from heliostat.tracking.metrics import number
+from heliostat.tracking.page_pictures import picture_rows
+from heliostat.tracking.page_tables import metric_table, parameter_table, swatch, wide_tables
+from heliostat.tracking.parallel import importance_bars, parallel_coordinates
+from heliostat.tracking.returns import NOTE, returns, unequal
+from heliostat.tracking.sweeps import Sweep
 
-_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg": "image/svg+xml"}
+SIDE_BY_SIDE = 8
+"""Groups that stand as columns; more stand as rows."""
+_LAST = "The value at each run's last step, never its best one"
+_SELECTED = (
+    "Of each run the step at which its validation metric was best. The validation value itself was chosen by looking "
+    "and flatters; what other data gave at that step does not."
+)
 
 
 def render(
-    comparison: Comparison, figures: Mapping[str, Sequence[tuple[str, bytes]]] | None = None, store: str = ""
+    comparison: Comparison,
+    figures: Mapping[str, Sequence[tuple[str, bytes]]] | None = None,
+    store: str = "",
+    *,
+    title: str | None = None,
+    metric: str | None = None,
+    sweep: Sweep | None = None,
 ) -> str:
     """The page's text.
 
@@ -25,46 +45,57 @@ def render(
         comparison: what to show.
         figures: by run id: (path, content) of pictures, PNG, JPEG or SVG.
         store: the store's address as it may be shown.
+        title: of the page; without it what is compared.
+        metric: by which groups are ranked; without it :func:`main_metric` says.
+        sweep: the comparison as a sweep, where it is one.
     """
-    runs = comparison.runs
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
+    groups = comparison.groups
+    if title is None:
+        title = groups[0].label if len(groups) == 1 else f"{_count(groups)} compared"
+    row = main_metric(comparison, metric)
+    order = ranking(comparison, row) if len(groups) > SIDE_BY_SIDE else list(range(len(groups)))
+    styles = looks(len(groups), order)
     sections = [
-        _results(comparison),
-        _curves(comparison),
-        _parameters(comparison),
-        _figures(comparison, figures or {}),
-        _environment(comparison),
+        _said(conclusions(comparison, row)),
+        _results(comparison, order, styles, row.name if row else None),
+        _curves(comparison, order, styles),
+        _sweep(sweep) if sweep else "",
+        _returns(comparison),
+        _parameters(comparison, styles),
+        _costs(comparison, order, styles),
+        _figures(comparison, order, styles, figures or {}),
+        _environment(comparison, styles),
     ]
-    experiments = sorted({run.experiment for run in runs})
-    return _PAGE.substitute(
+    experiments = sorted({run.experiment for run in comparison.runs})
+    cards = "".join(_card(styles[index], group) for index, group in enumerate(groups) if len(groups) <= TOLD_APART)
+    return Template(_PAGE).substitute(
         title=escape(title),
+        style=files("heliostat.tracking").joinpath("page.css").read_text(encoding="utf-8"),
         subtitle=escape(", ".join(experiments)),
         store=f"<span>{escape(store)}</span>" if store else "",
-        cards="".join(map(_card, range(len(runs)), runs)),
+        cards=f'<ul class="cards">{cards}</ul>' if cards else "",
         sections="".join(sections),
     )
 
 
-def _card(index: int, run: RunRecord) -> str:
-    took = "" if run.duration is None else f"<span>{escape(duration(run.duration))}</span>"
+def _count(groups: Sequence[Group]) -> str:
+    runs = sum(len(group.runs) for group in groups)
+    return f"{runs} runs" if runs == len(groups) else f"{len(groups)} settings, {runs} runs"
+
+
+def _card(style: str, group: Group) -> str:
+    first = group.runs[0]
+    status = " ".join(dict.fromkeys(run.status.lower() for run in group.runs))
+    if len(group.runs) == 1:
+        took = "" if first.duration is None else f"<span>{escape(duration(first.duration))}</span>"
+        facts = f"<span>{escape(moment(first.start))}</span>{took}<code>{escape(first.id[:12])}</code>"
+    else:
+        what = f"seeds {', '.join(group.seeds)}" if group.by_seed else f"{len(group.runs)} runs"
+        facts = f"<span>{escape(what)}</span><span>since {escape(moment(min(run.start for run in group.runs)))}</span>"
     return (
-        f'<li class="card"><div class="name">{_swatch(index)}<b>{escape(run.name)}</b></div>'
-        f'<div class="facts"><span class="status {escape(run.status.lower())}">{escape(run.status.lower())}</span>'
-        f"<span>{escape(moment(run.start))}</span>{took}"
-        f"<code>{escape(run.id[:12])}</code></div></li>"
+        f'<li class="card"><div class="name">{swatch(style)}<b>{escape(group.label)}</b></div>'
+        f'<div class="facts"><span class="status {escape(status)}">{escape(status)}</span>{facts}</div></li>'
     )
-
-
-def _swatch(index: int) -> str:
-    dashed = " dashed" if index >= SERIES else ""
-    return f'<i class="swatch s{index % SERIES}{dashed}"></i>'
-
-
-def _head(comparison: Comparison, label: str) -> str:
-    cells = "".join(
-        f'<th scope="col">{_swatch(index)}{escape(run.name)}</th>' for index, run in enumerate(comparison.runs)
-    )
-    return f'<thead><tr><th scope="col">{escape(label)}</th>{cells}</tr></thead>'
 
 
 def _section(title: str, body: str, note: str = "") -> str:
@@ -72,89 +103,154 @@ def _section(title: str, body: str, note: str = "") -> str:
     return f"<section><h2>{escape(title)}</h2>{note}{body}</section>"
 
 
-def _cell(cell: Cell | None) -> str:
-    if cell is None:
-        return '<td class="none">–</td>'
-    text = escape(str(cell))
-    return f'<td class="best"><b>{text}</b><span class="mark">best</span></td>' if cell.best else f"<td>{text}</td>"
+def _said(sentences: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return _section("What can be said", f'<ul class="said">{items}</ul>') if items else ""
 
 
-def _results(comparison: Comparison) -> str:
-    rows = []
-    for row in comparison.metrics:
-        better = {"higher": "higher is better", "lower": "lower is better", None: ""}[row.direction]
-        arrow = {"higher": "↑", "lower": "↓", None: ""}[row.direction]
-        sign = f'<span class="arrow" title="{better}">{arrow}</span>' if arrow else ""
-        cells = "".join(map(_cell, row.cells))
-        rows.append(f'<tr><th scope="row">{escape(row.name)}{sign}</th>{cells}</tr>')
-        for what, values in row.baselines.items():
-            cells = "".join(map(_cell, values))
-            rows.append(f'<tr class="baseline"><th scope="row">{escape(what)}</th>{cells}</tr>')
-    if not rows:
+def _results(comparison: Comparison, order: Sequence[int], styles: Sequence[str], main: str | None) -> str:
+    if not comparison.metrics:
         return _section("Final metrics", '<p class="note">No run has logged a metric.</p>')
-    note = "The value at each run's last step, never its best one. Indented rows are references, measured the same way."
-    if not any(row.baselines for row in comparison.metrics):
-        note = "The value at each run's last step, never its best one."
-    table = f'<table class="numbers">{_head(comparison, "metric")}<tbody>{"".join(rows)}</tbody></table>'
-    body = f'<div class="wide">{table}</div>'
-    return _section("Final metrics", body, note)
+    many = len(comparison.groups) > SIDE_BY_SIDE
+    notes = [_LAST]
+    if any(each and each.count > 1 for row in comparison.metrics for each in row.cells):
+        notes.append("mean ± 95 % interval over the number of runs in small print")
+    if any(row.baselines for row in comparison.metrics):
+        notes.append("indented rows are references, measured the same way")
+    if many:
+        body = wide_tables(comparison, comparison.metrics, order, styles, main)
+        notes.append(f"settings by {main}, the best first" if main else "settings in the order given")
+    else:
+        body = metric_table(comparison, comparison.metrics, styles)
+    note = notes[0] + "".join(f"; {each}" for each in notes[1:]) + "."
+    found = _section("Final metrics", body, note)
+    if comparison.selected:
+        body = (
+            wide_tables(comparison, comparison.selected, order, styles, main)
+            if many
+            else metric_table(comparison, comparison.selected, styles)
+        )
+        found += _section("At the best validation step", body, _SELECTED)
+    return found
 
 
-def _curves(comparison: Comparison) -> str:
-    drawn = [(name, chart(comparison, name)) for name in main_metrics(comparison)]
+def _curves(comparison: Comparison, order: Sequence[int], styles: Sequence[str]) -> str:
+    drawn = [(name, chart(comparison, name, styles)) for name in main_metrics(comparison)]
     panels = "".join(f"<figure><figcaption>{escape(name)}</figcaption>{svg}</figure>" for name, svg in drawn if svg)
-    return _section("Curves", f'<div class="panels">{panels}</div>') if panels else ""
+    if not panels:
+        return ""
+    named = [index for index in order if styles[index] != "rest"]
+    legend = "".join(f"<li>{swatch(styles[index])}{escape(comparison.groups[index].label)}</li>" for index in named)
+    if len(named) < len(styles):
+        legend += f"<li>{swatch('rest')}{len(styles) - len(named)} others</li>"
+    notes = []
+    if any(len(group.runs) > 1 for group in comparison.groups):
+        notes.append("Mean over the runs of a group with the 95 % interval of that mean as a band; thin: single runs.")
+    note = " ".join(notes)
+    return _section("Curves", f'<ul class="legend">{legend}</ul><div class="panels">{panels}</div>', note)
 
 
-def _table(comparison: Comparison, label: str, rows: Sequence[ParameterRow]) -> str:
-    body = "".join(
-        f'<tr><th scope="row">{escape(row.name)}</th>'
-        + "".join('<td class="none">–</td>' if v is None else f"<td>{escape(v)}</td>" for v in row.values)
-        + "</tr>"
-        for row in rows
+def _sweep(sweep: Sweep) -> str:
+    lines = parallel_coordinates(sweep)
+    if not lines:
+        return ""
+    found = importance(sweep.parameters, sweep.results)
+    note = f"One line a setting; the stronger its colour, the better its {sweep.metric}; the thick one is the best."
+    body = f'<figure><figcaption>Parallel coordinates</figcaption><div class="scroll">{lines}</div></figure>'
+    if found is None:
+        body += f'<p class="note">Importance of parameters is told from {LEAST} settings on.</p>'
+    else:
+        worth = "" if found.explained > 0.3 else " That is little: do not read the bars."
+        caption = (
+            "Share of the variance that a random forest stops explaining when a parameter is shuffled, on settings "
+            f"that it was not fitted to. It explains {max(0.0, found.explained):.0%} of the variance of "
+            f"{found.settings} settings.{worth} Only the ranges that were searched count."
+        )
+        body += (
+            f'<h3>Importance of parameters</h3><p class="note">{escape(caption)}</p>'
+            f"<figure>{importance_bars(found)}</figure>"
+        )
+    return _section("Parameters and result", body, note)
+
+
+def _returns(comparison: Comparison) -> str:
+    found = returns(comparison)
+    if not found:
+        return ""
+    rows = []
+    for each in found:
+        cells = [str(each.count)]
+        for value in (each.middle, each.human):
+            cells.append("–" if value is None else f"{number(value.value)} [{number(value.low)}, {number(value.high)}]")
+        texts = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        rows.append(f'<tr><th scope="row">{escape(each.label)}</th>{texts}</tr>')
+    head = "".join(
+        f'<th scope="col">{title}</th>' for title in ("", "returns", "interquartile mean", "human-normalised")
     )
-    return f'<div class="wide"><table>{_head(comparison, label)}<tbody>{body}</tbody></table></div>'
+    table = f'<table class="numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    told = "".join(f'<p class="note">{escape(sentence)}.</p>' for sentence in unequal(comparison))
+    return _section("Returns over seeds", f'<div class="wide">{table}</div>{told}', NOTE)
 
 
-def _parameters(comparison: Comparison) -> str:
-    if len(comparison.runs) == 1:
+def _parameters(comparison: Comparison, styles: Sequence[str]) -> str:
+    if len(comparison.groups) == 1 or len(comparison.groups) > SIDE_BY_SIDE:  # there they stand beside the metrics
         return ""
     if not comparison.parameters:
         return _section("Parameters", '<p class="note">All parameters are the same.</p>')
-    return _section(
-        "Parameters that differ", _table(comparison, "parameter", comparison.parameters), "All others are the same."
+    rows = [(row.name, row.values) for row in comparison.parameters]
+    table = parameter_table(comparison, "parameter", rows, styles)
+    return _section("Parameters that differ", table, "All others are the same, but for the seed.")
+
+
+def _costs(comparison: Comparison, order: Sequence[int], styles: Sequence[str]) -> str:
+    found = costs.rows(comparison.groups)
+    if not found:
+        return ""
+    note = "Of one run, or the mean over the runs of a group; time includes pauses of a resumed run."
+    if len(comparison.groups) <= SIDE_BY_SIDE:
+        return _section("Cost", parameter_table(comparison, "", found, styles), note)
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in ("", *(title for title, _ in found)))
+    body = "".join(
+        f'<tr><th scope="row">{swatch(styles[index])}{escape(comparison.groups[index].label)}</th>'
+        + "".join(f"<td>{escape(texts[index])}</td>" for _, texts in found)
+        + "</tr>"
+        for index in order
+    )
+    table = f'<table class="rows"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return (
+        f"<section><details><summary><h2>Cost</h2><span>{note}</span></summary>"
+        f'<div class="wide">{table}</div></details></section>'
     )
 
 
-def _figures(comparison: Comparison, figures: Mapping[str, Sequence[tuple[str, bytes]]]) -> str:
-    parts = []
-    for index, run in enumerate(comparison.runs):
-        pictures = []
-        for path, content in figures.get(run.id, ()):
-            kind = _TYPES["." + path.rpartition(".")[2].lower()]
-            data = base64.b64encode(content).decode()
-            name = path.rpartition("/")[2].rpartition(".")[0]
-            pictures.append(
-                f'<figure><img alt="{escape(name)}" src="data:{kind};base64,{data}">'
-                f"<figcaption>{escape(name)}</figcaption></figure>"
-            )
-        if pictures:
-            parts.append(f'<h3>{_swatch(index)}{escape(run.name)}</h3><div class="panels">{"".join(pictures)}</div>')
-    return _section("Figures", "".join(parts)) if parts else ""
+def _figures(
+    comparison: Comparison,
+    order: Sequence[int],
+    styles: Sequence[str],
+    figures: Mapping[str, Sequence[tuple[str, bytes]]],
+) -> str:
+    body = picture_rows(comparison, order, styles, figures)
+    note = "Pictures of the same name side by side; of a group those of its first seed."
+    return _section("Figures", body, note) if body else ""
 
 
-def _environment(comparison: Comparison) -> str:
-    if not comparison.environment:
-        return ""
+def _environment(comparison: Comparison, styles: Sequence[str]) -> str:
+    if not comparison.environment or len(comparison.groups) > SIDE_BY_SIDE:
+        names = ", ".join(row.name for row in comparison.environment)
+        return (
+            f'<section><p class="note">Environments differ in {escape(names)}; --json has them.</p></section>'
+            if names
+            else ""
+        )
     count = len(comparison.environment)
-    table = _table(comparison, "", comparison.environment)
+    table = parameter_table(comparison, "", [(row.name, row.values) for row in comparison.environment], styles)
     return (
         f"<section><details><summary><h2>Environments differ</h2><span>{count} of versions, hardware and code"
         f"</span></summary>{table}</details></section>"
     )
 
 
-_PAGE = Template("""<!doctype html>
+_PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -162,101 +258,7 @@ _PAGE = Template("""<!doctype html>
 <meta name="color-scheme" content="light dark">
 <title>$title · heliostat</title>
 <style>
-:root {
-  --paper: #fbfaf7; --panel: #ffffff; --ink: #1d2329; --soft: #5d6770; --line: #e3e0d8; --best: #e7f3ea;
-  --good: #14693a; --sun: #d98a00; --bad: #b3261e;
-  --c0: #0072b2; --c1: #d55e00; --c2: #00855f; --c3: #b3508a; --c4: #3a9bd4; --c5: #a97700;
-}
-@media screen and (prefers-color-scheme: dark) {
-  :root {
-    --paper: #14181c; --panel: #1b2126; --ink: #e6e9eb; --soft: #98a4ae; --line: #2d353c; --best: #17342a;
-    --good: #6fd39b; --sun: #f0b13c; --bad: #ff8a80;
-    --c0: #58b4f0; --c1: #ff8f4d; --c2: #3fcf9f; --c3: #ea92c4; --c4: #a5dcff; --c5: #f0c04a;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
-  -webkit-text-size-adjust: 100%; text-size-adjust: 100%;
-}
-main { max-width: 1180px; margin: 0 auto; padding: 40px 24px 56px; }
-header { border-top: 4px solid var(--sun); padding-top: 18px; }
-.mark-name { font-weight: 600; letter-spacing: .08em; text-transform: uppercase; font-size: 12px; color: var(--soft); }
-h1 { font-size: 30px; line-height: 1.2; margin: 4px 0 2px; letter-spacing: -.01em; overflow-wrap: anywhere; }
-h2 { font-size: 18px; margin: 0 0 4px; }
-h3 { font-size: 15px; margin: 20px 0 8px; overflow-wrap: anywhere; }
-section { margin-top: 38px; }
-.note, .sub { color: var(--soft); margin: 0 0 12px; }
-.sub { display: flex; gap: 6px 18px; flex-wrap: wrap; overflow-wrap: anywhere; }
-.cards {
-  list-style: none; margin: 20px 0 0; padding: 0; display: grid; gap: 12px;
-  grid-template-columns: repeat(auto-fill, minmax(270px, 1fr));
-}
-.card { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px; }
-.name { overflow-wrap: anywhere; }
-.facts { display: flex; flex-wrap: wrap; gap: 2px 12px; color: var(--soft); font-size: 13px; margin-top: 4px; }
-code { font: 12.5px/1.6 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-.status { font-weight: 600; }
-.finished { color: var(--good); } .running { color: var(--c0); }
-.failed { color: var(--bad); } .killed { color: var(--sun); }
-.swatch {
-  display: inline-block; width: 14px; height: 4px; border-radius: 2px; background: currentColor; margin-right: 8px;
-  vertical-align: .25em; flex: none;
-}
-.swatch.dashed { background: linear-gradient(90deg, currentColor 38%, transparent 38% 62%, currentColor 62%); }
-.s0 { color: var(--c0); } .s1 { color: var(--c1); } .s2 { color: var(--c2); }
-.s3 { color: var(--c3); } .s4 { color: var(--c4); } .s5 { color: var(--c5); }
-.wide { overflow-x: auto; background: var(--panel); border: 1px solid var(--line); border-radius: 8px; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 8px 14px; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
-tbody tr:last-child > * { border-bottom: 0; }
-thead th {
-  font-size: 13px; font-weight: 600; color: var(--soft); overflow-wrap: anywhere; min-width: 110px;
-  vertical-align: bottom;
-}
-tbody th {
-  font-weight: 500; position: sticky; left: 0; background: var(--panel); overflow-wrap: anywhere; min-width: 150px;
-}
-td { overflow-wrap: anywhere; }
-.numbers td, .numbers thead th:not(:first-child) { text-align: right; }
-.numbers td { white-space: nowrap; }
-.baseline th, .baseline td { color: var(--soft); font-size: 13.5px; padding-top: 4px; padding-bottom: 4px; }
-.baseline th { padding-left: 32px; font-weight: 400; }
-tr:has(+ .baseline) > *, .baseline:has(+ .baseline) > * { border-bottom-color: transparent; }
-.best { background: var(--best); color: var(--good); }
-.mark {
-  font-size: 11px; margin-left: 8px; border: 1px solid currentColor; border-radius: 9px; padding: 0 6px;
-  vertical-align: .08em;
-}
-.arrow { color: var(--soft); margin-left: 6px; }
-.none { color: var(--soft); }
-.panels { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 460px), 1fr)); }
-figure { margin: 0; background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px; }
-figcaption { font-weight: 600; font-size: 14px; margin-bottom: 6px; overflow-wrap: anywhere; }
-figure img { max-width: 100%; height: auto; display: block; margin: 0 auto 8px; background: #fff; border-radius: 4px; }
-svg { display: block; width: 100%; height: auto; overflow: visible; }
-svg text { font: 11.5px system-ui, sans-serif; fill: var(--soft); }
-svg .grid { stroke: var(--line); }
-.series polyline { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
-.series circle { fill: currentColor; }
-.series:hover polyline { stroke-width: 3.5; }
-summary { cursor: pointer; display: flex; align-items: baseline; gap: 12px; flex-wrap: wrap; margin-bottom: 12px; }
-summary::before { content: "▸"; color: var(--soft); }
-details[open] summary::before { content: "▾"; }
-summary span { color: var(--soft); }
-@media print {
-  body { font-size: 10.5pt; background: #fff; }
-  main { max-width: none; padding: 0; }
-  section, figure, .card, tr { break-inside: avoid; }
-  section:has(.panels), section:has(table) { break-inside: auto; }
-  h2, h3, .note { break-after: avoid; }
-  .wide { overflow: visible; }
-  .best { font-weight: 700; }
-  * { print-color-adjust: exact; }
-  tbody th { position: static; }
-}
-</style>
+$style</style>
 </head>
 <body>
 <main>
@@ -264,10 +266,10 @@ summary span { color: var(--soft); }
 <div class="mark-name">heliostat</div>
 <h1>$title</h1>
 <p class="sub"><span>$subtitle</span>$store</p>
-<ul class="cards">$cards</ul>
+$cards
 </header>
 $sections
 </main>
 </body>
 </html>
-""")
+"""

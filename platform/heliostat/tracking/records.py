@@ -1,4 +1,4 @@
-"""Reads runs from the tracking store.
+"""Finds runs in the tracking store and reads them.
 
 A run's result is the value at its **last** step. The best step of a curve is chosen by looking at the answer, so it is
 never read as a result.
@@ -6,56 +6,28 @@ never read as a result.
 
 from __future__ import annotations
 
-import json
 import math
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
 
 from heliostat.errors import InputError, Problem, nearest
-from heliostat.tracking.client import connect
+from heliostat.tracking.conditions import STATUSES, Condition, unknown_name
+from heliostat.tracking.database import Database
 from heliostat.tracking.location import StoreError, display_uri, scrub, sqlite_path
 from heliostat.tracking.metrics import direction
+from heliostat.tracking.run_files import with_files
+from heliostat.tracking.run_record import PARENT_TAG, Head, Kind, Reader, RunRecord, summary
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+__all__ = ["RunRecord", "list_runs", "load_runs", "summary"]
 
-Result = TypeVar("Result")
-ENVIRONMENT = "environment.json"
-"""The run's file that says what it ran on: versions, hardware, git state."""
-_PICTURES = (".png", ".jpg", ".jpeg", ".svg")
-_SYSTEM = "system/"
-_LARGEST = 1.7976931348623157e308  # what MLflow's databases hold for infinity
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """One run as the store has it."""
-
-    name: str
-    id: str
-    experiment: str
-    status: str
-    """RUNNING, FINISHED, FAILED, KILLED or SCHEDULED."""
-    start: float
-    """Seconds since 1970."""
-    duration: float | None
-    """Seconds from start to end; None while it runs."""
-    parameters: Mapping[str, str]
-    metrics: Mapping[str, float]
-    """Of each metric the value at its last step."""
-    tags: Mapping[str, str]
-    histories: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
-    """(step, value) of each metric, by step; without system metrics."""
-    figures: Sequence[str] = ()
-    """Paths of the run's pictures among its artifacts."""
-    artifacts: Sequence[str] = ()
-    """Paths of the run's files, folders not unfolded."""
-
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """What the run ran on, nested names joined by dots."""
+ALGORITHM = "algorithm.type"
+"""The parameter that tells a run's algorithm."""
+POWER = "system/gpu_"
+"""How the names of the system metrics begin that are read with a run's curves: they tell what GPUs drew."""
+_KINDS: tuple[Kind, ...] = ("parameter", "metric", "tag")
+_ATTRIBUTES = ("name", "status", "experiment", "duration", "start")
 
 
 def list_runs(
@@ -63,171 +35,208 @@ def list_runs(
     experiment: str | None = None,
     *,
     status: str | None = None,
-    filters: str = "",
+    conditions: Sequence[Condition] = (),
     sort: str | None = None,
     limit: int | None = None,
 ) -> list[RunRecord]:
-    """Runs without histories and files, the latest first.
+    """Runs without histories and files, the latest first; those that belong to a run that is there follow it.
 
     Args:
         uri: the store, absolute.
         experiment: only this one.
         status: only runs with this status.
-        filters: a filter in MLflow's language, such as ``params.seed = '0'``.
-        sort: a metric, best first (highest first where its name does not tell), or ``name``, ``start``, ``duration``.
-            Runs without it come last.
-        limit: at most so many.
+        conditions: only runs of which all hold.
+        sort: a metric, best first (highest first where its name does not tell), a parameter, or ``name``, ``start``,
+            ``duration``. Runs without it come last.
+        limit: at most so many; those that follow the run they belong to do not count.
 
     Raises:
-        InputError: no store, no such experiment, status, metric, or the filter cannot be read.
+        InputError: no store, or no such experiment, status or name.
         StoreError: the store does not answer.
     """
     if status is not None:
-        valid = ("RUNNING", "FINISHED", "FAILED", "KILLED", "SCHEDULED")
-        if status.upper() not in valid:
-            raise InputError(f"There is no status '{status}'.{nearest(status.upper(), valid)}")
-        filters = " AND ".join(filter(None, (filters, f"attributes.status = '{status.upper()}'")))
-    records = _reading(uri, lambda client: _search(client, experiment, filters, None if sort else limit))
-    if sort is not None:
-        records = _sorted(records, sort)
-    return records[:limit]
+        if status.upper() not in STATUSES:
+            raise InputError(f"There is no status '{status}'.{nearest(status.upper(), STATUSES)}")
+        conditions = [*conditions, Condition("status", "=", status)]
+    with _reading(uri) as reader:
+        experiments = _experiments(reader, experiment)
+        enough = None if conditions or sort is not None else limit
+        heads = reader.heads(experiments, enough)
+        parents = reader.column("tag", PARENT_TAG, heads)
+        if parents and enough is not None:  # children do not count, so that these may be too few
+            heads = reader.heads(experiments, None)
+            parents = reader.column("tag", PARENT_TAG, heads)
+        chosen = _sorted(reader, _filtered(reader, heads, conditions, "--where"), sort)
+        return reader.records(_nested(chosen, {key: str(parent) for key, parent in parents.items()}, limit))
 
 
 def load_runs(
-    uri: str, names_or_ids: Sequence[str] = (), experiment: str | None = None, filters: str = ""
+    uri: str,
+    names_or_ids: Sequence[str] = (),
+    experiment: str | None = None,
+    conditions: Sequence[Condition] = (),
 ) -> list[RunRecord]:
     """Runs with histories and lists of files, in the order of their names.
 
     Args:
         uri: the store, absolute.
         names_or_ids: names of runs, beginnings that only one name or id has, MLflow's ids, or paths of run directories.
-            Empty: all runs that match.
+            A run to which others belong, such as a sweep, stands for those. Empty: all runs that match.
         experiment: only runs of this one.
-        filters: a filter in MLflow's language.
+        conditions: only runs of which all hold.
 
     Raises:
-        InputError: no store, unknown or ambiguous names (all of them at once), or the filter cannot be read.
+        InputError: no store, unknown or ambiguous names (all of them at once).
         StoreError: the store does not answer.
     """
-
-    def read(client: MlflowClient) -> list[RunRecord]:
-        found = _search(client, experiment, filters, None)
-        return [_complete(client, record) for record in _resolve(found, names_or_ids)]
-
-    return _reading(uri, read)
-
-
-def download(uri: str, run: RunRecord, path: str, folder: Path) -> Path:
-    """Copy one of a run's files into ``folder``; returns where it is."""
-    return _reading(uri, lambda client: Path(client.download_artifacts(run.id, path, str(folder))))
+    with _reading(uri) as reader:
+        found = reader.heads(_experiments(reader, experiment), None)
+        parents = reader.column("tag", PARENT_TAG, found)
+        chosen = _unfolded(_resolve(found, names_or_ids), found, {key: str(value) for key, value in parents.items()})
+        chosen = _filtered(reader, chosen, conditions, "--where")
+        records = reader.records(chosen)
+        histories = reader.histories([run.id for run in records], (POWER,))
+    return [with_files(uri, replace(run, histories=histories[run.id])) for run in records]
 
 
-def summary(run: RunRecord) -> dict[str, Any]:
-    """A run as JSON, without its curves."""
-    metrics = {key: value if math.isfinite(value) else str(value) for key, value in run.metrics.items()}
-    return {
-        "name": run.name,
-        "id": run.id,
-        "experiment": run.experiment,
-        "status": run.status,
-        "start": run.start,
-        "duration": run.duration,
-        "parameters": dict(run.parameters),
-        "metrics": metrics,
-        "tags": dict(run.tags),
-    }
+def find_run(uri: str, name_or_id: str, experiment: str | None = None) -> RunRecord:
+    """One run, itself even where others belong to it; without histories and files.
+
+    Raises:
+        InputError: no store, or an unknown or ambiguous name.
+        StoreError: the store does not answer.
+    """
+    with _reading(uri) as reader:
+        found = reader.heads(_experiments(reader, experiment), None)
+        return reader.records(_resolve(found, [name_or_id]))[0]
 
 
-def _reading(uri: str, read: Callable[[MlflowClient], Result]) -> Result:
+@contextmanager
+def _reading(uri: str) -> Iterator[Reader]:
+    """The store, read directly where it is a SQLite file of a known form, else through MLflow's client."""
     path = sqlite_path(uri)
-    if path is not None and not path.exists():  # MLflow would make it
-        raise InputError(Problem(f"There is no tracking store at {path}. Name another with --uri.", "--uri"))
+    if path is not None:
+        if not path.exists():  # MLflow would make it
+            raise InputError(Problem(f"There is no tracking store at {path}. Name another with --uri.", "--uri"))
+        with Database.open(path) as database:
+            if database is not None:
+                yield database
+                return
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    from heliostat.tracking.client import connect
+    from heliostat.tracking.service import Service
+
     try:
-        return read(connect(uri))
+        yield Service(connect(uri))
     except MlflowException as error:
         text = scrub(str(error), uri)
-        if error.error_code == "INVALID_PARAMETER_VALUE":
-            raise InputError(f"The tracking store does not understand the question: {text}") from error
         raise StoreError(f"The tracking store {display_uri(uri)} cannot be read: {text}") from error
     except SQLAlchemyError as error:
         raise StoreError(f"{display_uri(uri)} is no tracking store: {scrub(str(error), uri)}") from error
 
 
-def _search(client: MlflowClient, experiment: str | None, filters: str, limit: int | None) -> list[RunRecord]:
-    experiments = {e.experiment_id: e.name for e in _pages(client.search_experiments)}
-    chosen = [key for key, name in experiments.items() if experiment in (None, name)]
-    if not chosen:
-        raise InputError(f"There is no experiment '{experiment}'.{nearest(experiment or '', experiments.values())}")
-
-    def search(**page: Any) -> Any:
-        size = 1000 if limit is None else min(limit, 1000)
-        return client.search_runs(
-            chosen, filters, order_by=["attributes.start_time DESC"], **{"max_results": size, **page}
-        )
-
-    return [_record(run, experiments[run.info.experiment_id]) for run in _pages(search, limit)]
+def _experiments(reader: Reader, experiment: str | None) -> list[str]:
+    """Ids of the experiments to look in."""
+    names = reader.experiments()
+    chosen = [key for key, name in names.items() if experiment in (None, name)]
+    if experiment is not None and not chosen:
+        raise InputError(f"There is no experiment '{experiment}'.{nearest(experiment, names.values())}")
+    return chosen
 
 
-def _pages(search: Callable[..., Any], limit: int | None = None) -> list[Any]:
-    found: list[Any] = []
-    token = None
-    while limit is None or len(found) < limit:
-        page = search(page_token=token) if token else search()
-        found.extend(page)
-        token = page.token
-        if not token:
-            break
-    return found
+def _column(
+    reader: Reader, name: str, heads: Sequence[Head], where: str
+) -> tuple[Kind | None, Mapping[str, str | float]]:
+    """A value of each run, by its id: of the run itself (None), a parameter, a metric or a tag.
+
+    Raises:
+        InputError: nothing has this name.
+    """
+    if name in _ATTRIBUTES:
+        values = {head.id: getattr(head, name) for head in heads}
+        return None, {key: value for key, value in values.items() if value is not None}
+    key = ALGORITHM if name == "algorithm" else name
+    for kind in _KINDS:
+        if found := reader.column(kind, key, heads):
+            return kind, found
+    known = {*_ATTRIBUTES, "algorithm"}.union(*(reader.keys(kind, heads) for kind in _KINDS))
+    if key not in known and heads:
+        raise unknown_name(name, known, where)
+    return None, {}
 
 
-def _record(run: Any, experiment: str) -> RunRecord:
-    start, end, status = run.info.start_time or 0, run.info.end_time, run.info.status
-    return RunRecord(
-        name=run.info.run_name or run.info.run_id,
-        id=run.info.run_id,
-        experiment=experiment,
-        status=status,
-        start=start / 1000,
-        duration=(end - start) / 1000 if end and status != "RUNNING" else None,  # a resumed run has an old end
-        parameters=dict(run.data.params),
-        metrics={key: _value(value) for key, value in run.data.metrics.items()},
-        tags=dict(run.data.tags),
-    )
+def _filtered(reader: Reader, heads: Sequence[Head], conditions: Sequence[Condition], where: str) -> list[Head]:
+    problems: list[Problem] = []
+    columns = {}
+    for condition in conditions:
+        try:
+            columns[condition.name] = _column(reader, condition.name, heads, where)[1]
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return [
+        head for head in heads if all(condition.holds(columns[condition.name].get(head.id)) for condition in conditions)
+    ]
 
 
-def _value(value: float) -> float:
-    return math.copysign(math.inf, value) if abs(value) >= _LARGEST else value
+def _sorted(reader: Reader, heads: Sequence[Head], sort: str | None) -> list[Head]:
+    if sort is None:
+        return list(heads)
+    kind, values = _column(reader, sort, heads, "--sort")
+    highest_first = sort == "start" or (kind == "metric" and direction(sort) != "lower")
+
+    def key(head: Head) -> tuple[int, float, str]:
+        value = values.get(head.id, math.nan)
+        try:
+            number = float(value)
+        except ValueError:
+            return 1, 0.0, str(value)
+        if math.isnan(number):
+            return 2, 0.0, ""
+        return 0, -number if highest_first else number, ""
+
+    return sorted(heads, key=key)
 
 
-def _sorted(records: Iterable[RunRecord], sort: str) -> list[RunRecord]:
-    records = list(records)
-    if sort == "name":
-        return sorted(records, key=lambda run: run.name)
-    if sort == "start":
-        return sorted(records, key=lambda run: -run.start)
-    if sort == "duration":
-        return sorted(records, key=lambda run: (run.duration is None, run.duration))
-    known = {name for run in records for name in run.metrics}
-    if known and sort not in known:
-        raise InputError(
-            Problem(f"No run has a metric '{sort}'.{nearest(sort, known | {'name', 'start', 'duration'})}", "--sort")
-        )
-    sign = 1 if direction(sort) == "lower" else -1
-
-    def key(run: RunRecord) -> tuple[bool, float]:
-        value = run.metrics.get(sort, math.nan)
-        return math.isnan(value), 0.0 if math.isnan(value) else sign * value
-
-    return sorted(records, key=key)
+def _nested(heads: Sequence[Head], parents: Mapping[str, str], limit: int | None) -> list[Head]:
+    """Each run followed by those that belong to it."""
+    here = {head.id for head in heads}
+    children: dict[str, list[Head]] = {}
+    top = []
+    for head in heads:
+        parent = parents.get(head.id)
+        if parent in here and parent is not None and parent != head.id:
+            children.setdefault(parent, []).append(head)
+        else:
+            top.append(head)
+    ordered: list[Head] = []
+    waiting = top[:limit][::-1]
+    while waiting:
+        ordered.append(waiting.pop())
+        waiting += children.get(ordered[-1].id, [])[::-1]
+    return ordered
 
 
-def _resolve(found: Sequence[RunRecord], names: Sequence[str]) -> list[RunRecord]:
+def _unfolded(chosen: Sequence[Head], found: Sequence[Head], parents: Mapping[str, str]) -> list[Head]:
+    """Runs that have children replaced by them, oldest first."""
+    children: dict[str, list[Head]] = {}
+    for head in reversed(found):
+        if (parent := parents.get(head.id)) is not None:
+            children.setdefault(parent, []).append(head)
+    unfolded: dict[str, Head] = {}
+    for head in chosen:
+        for each in children.get(head.id, [head]):
+            unfolded.setdefault(each.id, each)
+    return list(unfolded.values())
+
+
+def _resolve(found: Sequence[Head], names: Sequence[str]) -> list[Head]:
     if not names:
         return list(found)
-    chosen: dict[str, RunRecord] = {}
+    chosen: dict[str, Head] = {}
     problems = []
     for given in names:
         name = Path(given).name if "/" in given or "\\" in given else given
@@ -253,37 +262,3 @@ def _hint(name: str, names: Sequence[str]) -> str:
     if "Did you mean" in hint or len(names) <= 8:
         return hint
     return f" The latest are: {', '.join(names[:5])}; `heliostat runs` lists all."
-
-
-def _complete(client: MlflowClient, run: RunRecord) -> RunRecord:
-    histories = {}
-    for key in run.metrics:
-        if key.startswith(_SYSTEM):
-            continue
-        points = sorted(client.get_metric_history(run.id, key), key=lambda point: (point.step, point.timestamp))
-        histories[key] = [*{point.step: _value(point.value) for point in points}.items()]
-    top = client.list_artifacts(run.id)
-    environment: dict[str, str] = {}
-    if any(file.path == ENVIRONMENT for file in top):
-        with tempfile.TemporaryDirectory(prefix="heliostat-") as folder:
-            text = Path(client.download_artifacts(run.id, ENVIRONMENT, folder)).read_text(encoding="utf-8")
-        try:
-            environment = dict(_flat(json.loads(text)))
-        except ValueError as error:
-            environment = {ENVIRONMENT: f"cannot be read: {error}"}
-    figures = [file.path for file in client.list_artifacts(run.id, "figures")]
-    return replace(
-        run,
-        histories=histories,
-        environment=environment,
-        artifacts=[file.path for file in top],
-        figures=[path for path in figures if path.lower().endswith(_PICTURES)],
-    )
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value if isinstance(value, str) else json.dumps(value)

@@ -137,10 +137,12 @@ class Tracker:
         """Store a local file in the folder ``artifact_path`` of the run. It is read later: leave it where it is."""
         self._put({"kind": "artifact", "local": os.path.abspath(local_path), "path": artifact_path, "name": None})  # noqa: PTH100
 
-    def log_figure(self, png_path: Path | str, name: str) -> None:
-        """Store a picture as ``figures/<name>.png``. It is read later: leave it where it is."""
-        folder, _, file = f"figures/{name.removesuffix('.png')}.png".rpartition("/")
-        self._put({"kind": "artifact", "local": os.path.abspath(png_path), "path": folder, "name": file})  # noqa: PTH100
+    def log_figure(self, path: Path | str, name: str) -> None:
+        """Store a picture, or a text for people, below ``figures/`` as ``name`` with the file's own ending. It is read
+        later: leave it where it is."""
+        ending = Path(path).suffix
+        folder, _, file = f"figures/{name.removesuffix(ending)}{ending}".rpartition("/")
+        self._put({"kind": "artifact", "local": os.path.abspath(path), "path": folder, "name": file})  # noqa: PTH100
 
     def log_dataset(self, name: str, digest: str, source: str, context: str, rows: int) -> None:
         """Say what the run read: ``source`` is an address or path, ``context`` such as "train" or "test".

@@ -57,7 +57,7 @@ class Finished:
 class Recorder(Protocol):
     """What is left to be told to a run's record when the work has ended; ``Monitor``, here or in an actor."""
 
-    def log_figure(self, png: Path, name: str) -> None:
+    def log_figure(self, path: Path, name: str) -> None:
         """Record a picture."""
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -101,7 +101,7 @@ def conduct(job: AnyJob, facts: Sequence[DataFacts], folder: RunFolder, watcher:
                 picture = Path(pictures) / "results.png"
                 if draw_results(outcome.results, folder.name, picture):
                     folder.keep_figure(picture.name, picture.read_bytes())
-                for name in (name for name in folder.figures() if name.endswith(".png")):
+                for name in folder.figures():
                     picture = Path(pictures) / name
                     picture.write_bytes(folder.storage.read(f"figures/{name}"))
                     monitor.log_figure(picture, picture.stem)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from heliostat.config.job import Job
+from heliostat.config.registry import ALGORITHMS
 from heliostat.data.loader import Loader
 from heliostat.data.samples import Samples
 from heliostat.data.sequences import SequenceSamples
@@ -43,6 +44,12 @@ def check_alike(data: Datasets) -> list[Problem]:
     return problems
 
 
+def minibatches(job: Job) -> int:
+    """How many minibatches one step of the job's algorithm takes."""
+    turns = ALGORITHMS[job.algorithm.type].turns(job.algorithm)
+    return 1 + max(turn.minibatch for turn in turns)
+
+
 def total_steps(job: Job, steps_per_epoch: int) -> int:
     """The training's length in optimiser steps."""
     optimization = job.optimization
@@ -63,6 +70,7 @@ def check_against_data(job: Job, data: Datasets) -> None:
             rank=0,
             world_size=workers,
             device=torch.device("cpu"),
+            minibatches=minibatches(job),
         )
     problem = job.optimization.schedule.check(total_steps(job, loader.steps_per_epoch) / loader.steps_per_epoch)
     if problem:

@@ -39,6 +39,7 @@ from heliostat.training.origin import begin_from, find_origin
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import LocalRuntime
 from heliostat.training.state import TrainingState
+from heliostat_algorithms.algorithm import Algorithm
 from heliostat_algorithms.evaluation import NetworkEvaluator
 
 
@@ -69,6 +70,8 @@ def check(job: Job, *, follows: bool = False) -> list[Problem]:
             "workers or a smaller batch_size"
         )
         problems.append(Problem(what, "optimization.accumulate"))
+    if job.sample is not None and ALGORITHMS[job.algorithm.type].sample is Algorithm.sample:
+        problems.append(Problem(f"{job.algorithm.type} is not generative and makes no samples", "sample"))
     if job.resources.gpus_per_worker and job.resources.runtime == "local" and not torch.cuda.is_available():
         problems.append(Problem("a GPU is asked for, but torch sees none here", "resources.gpus_per_worker"))
     for part, source in (("train", job.data.train), ("test", job.data.test)):

@@ -1,17 +1,17 @@
 """The training loop: the only one, for every algorithm that learns from a data set, in every runtime.
 
-It is read top to bottom: build, restore, then per step prepare - forward - backward - update, and between steps what
-the job asks for: points of curves, evaluations, checkpoints. A step is a function of (job, step, weights): sample
-order, views and schedules come from the clock, so the loop needs no state beyond the checkpoint's to continue where it
-stopped.
+It is read top to bottom: build, restore, then per step and turn prepare - forward - backward - update, and between
+steps what the job asks for: points of curves, evaluations, checkpoints. A step is a function of (job, step, weights):
+sample order, views and schedules come from the clock, so the loop needs no state beyond the checkpoint's to continue
+where it stopped.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,11 @@ from heliostat.data.loader import Loader
 from heliostat.errors import InputError, RunError
 from heliostat.training.checkpoint import CheckpointError
 from heliostat.training.collapse import watch
-from heliostat.training.datasets import Datasets, total_steps
+from heliostat.training.datasets import Datasets, minibatches, total_steps
 from heliostat.training.evaluation import Evaluation
 from heliostat.training.monitor import Outcome, Progress
 from heliostat.training.origin import begin_from, find_origin, spec_facts
-from heliostat.training.pictures import keep_pictures
+from heliostat.training.pictures import keep_pictures, keep_samples
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import Runtime
 from heliostat.training.state import TrainingState
@@ -72,27 +72,34 @@ class TrainingLoop:
             world_size=runtime.world_size,
             device=runtime.device,
             clips=ALGORITHMS[job.algorithm.type].video,
+            minibatches=minibatches(job),
         )
         self.total_steps = total_steps(job, self.loader.steps_per_epoch)
         self.spec = data.train.spec()
         self.state = TrainingState(job, self.spec, runtime.device, runtime.world_size)
-        self.module = self._parallel(self.state.algorithm)
+        self._compile()
+        self.modules = {player: self._parallel(player) for player in self.state.players}
         self.evaluation = Evaluation(job, data.train, data.test, runtime)
         self._first_bad = torch.tensor(_NEVER, device=runtime.device)
         self._failed_saves = 0
         self._unsound: set[int] = set()  # steps whose checkpoint cannot be read
         self._mark = (time.perf_counter(), 0)  # when the last point of the curves was made, and after how many steps
 
-    def _parallel(self, algorithm: nn.Module) -> nn.Module:
+    def _compile(self) -> None:
         if self.job.resources.compile:
-            for part in algorithm.children():
+            for part in self.state.algorithm.children():
                 part.compile()  # in place: the names of parameters stay those of the paper's modules
+
+    def _parallel(self, player: str) -> nn.Module:
+        """The algorithm as it runs in the turns of a player, whose gradients alone are averaged over workers."""
+        algorithm = self.state.algorithm
         if self.runtime.world_size == 1:
             return algorithm
         # Looking for unused parameters also keeps DDP from regrouping its buckets after the first step. With three
         # workers or more the grouping decides the order of a sum, so a resumed run would differ from an uninterrupted
         # one in the last bit.
-        return DistributedDataParallel(algorithm, broadcast_buffers=False, find_unused_parameters=True)
+        with self.state.playing(player):
+            return DistributedDataParallel(algorithm, broadcast_buffers=False, find_unused_parameters=True)
 
     # One step
 
@@ -106,39 +113,54 @@ class TrainingLoop:
         )
 
     def advance(self, step: int, *, measure: bool = False) -> Progressed:
-        """Make one optimiser step; ``measure`` also computes the gradient's norm."""
+        """Make one step, of one update or, with several players, several; ``measure`` also computes the gradient's
+        norm."""
         clock, state, optimization = self.clock(step), self.state, self.job.optimization
         learning_rate = state.peak_learning_rate * optimization.schedule.multiplier(clock)
         optimization.optimizer.adjust(state.optimizer, clock, learning_rate)
         state.algorithm.train()
         with torch.no_grad():
             state.algorithm.before_step(clock)
-        state.optimizer.zero_grad(set_to_none=True)
-        parts = list(self._parts(step))
-        losses: list[Step] = []
-        for number, (batch, rows) in enumerate(parts):
-            random = Random(self.job.seed, step, rows, self.runtime.device)
-            with torch.no_grad():
-                inputs = self._formatted(state.algorithm.prepare(batch, clock, random))
-            last = number == len(parts) - 1
-            with nullcontext() if last else self._unsynchronised():
-                with self._autocast():
-                    made: Step = self.module(inputs, clock)
-                state.scaler.scale(made.loss / len(parts)).backward()  # type: ignore[no-untyped-call]
-            losses.append(Step(made.loss.detach(), {name: value.detach() for name, value in made.metrics.items()}))
-        state.scaler.unscale_(state.optimizer)
-        state.algorithm.after_backward(clock)
-        gradient_norm = None
-        if measure or optimization.clip_gradient_norm is not None:
-            gradient_norm = self._clip()
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
+        made: dict[str, Step] = {}
+        norms: dict[str, Tensor | None] = {}
+        for number, turn in enumerate(state.turns):
+            # Of several updates of one player, the last one is shown.
+            made[turn.player], norms[turn.player] = self._update(replace(clock, turn=turn), number, measure)
         with torch.no_grad():
             state.algorithm.after_step(clock)
+        return Progressed(_together(made), learning_rate, _total(norms.values()))
+
+    def _update(self, clock: Clock, number: int, measure: bool) -> tuple[Step, Tensor | None]:
+        """Take one of the step's turns: move the parameters of its player. Returns loss and metrics of this worker's
+        rows and, where it was computed, the gradient's norm."""
+        state, turn = self.state, clock.turn
+        module = self.modules[turn.player]
+        with state.playing(turn.player):
+            state.optimizer.zero_grad(set_to_none=True)
+            parts = list(self._parts(clock.step, turn.minibatch))
+            losses: list[Step] = []
+            for part, (batch, rows) in enumerate(parts):
+                random = Random(self.job.seed, clock.step, rows, self.runtime.device)
+                with torch.no_grad():
+                    drawn = random if number == 0 else random.within(f"turn {number}")
+                    inputs = self._formatted(state.algorithm.prepare(batch, clock, drawn))
+                last = part == len(parts) - 1
+                with nullcontext() if last else _unsynchronised(module):
+                    with self._autocast():
+                        made: Step = module(inputs, clock)
+                    state.scaler.scale(made.loss / len(parts)).backward()  # type: ignore[no-untyped-call]
+                losses.append(Step(made.loss.detach(), {name: value.detach() for name, value in made.metrics.items()}))
+            state.scaler.unscale_(state.optimizer)
+            state.algorithm.after_backward(clock)
+            gradient_norm = None
+            if measure or self.job.optimization.clip_gradient_norm is not None:
+                gradient_norm = self._clip()
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
         mean = _mean(losses)
         bad = ~torch.isfinite(mean.loss)
-        self._first_bad = torch.where(bad, self._first_bad.clamp(max=step), self._first_bad)
-        return Progressed(mean, learning_rate, gradient_norm)
+        self._first_bad = torch.where(bad, self._first_bad.clamp(max=clock.step), self._first_bad)
+        return mean, gradient_norm
 
     def _clip(self) -> Tensor:
         """Shorten gradients to the job's limit, if it has one. Returns the norm of the whole gradient before."""
@@ -153,9 +175,9 @@ class TrainingLoop:
                 nn.utils.clip_grads_with_norm_([parameter], limit, norm)
         return total
 
-    def _parts(self, step: int) -> Iterator[tuple[Batch, range]]:
-        """This worker's rows of the step, in as many equal parts as the job accumulates."""
-        batch, rows, parts = self.loader.batch(step), self.loader.rows(), self.job.optimization.accumulate
+    def _parts(self, step: int, minibatch: int) -> Iterator[tuple[Batch, range]]:
+        """This worker's rows of a minibatch of the step, in as many equal parts as the job accumulates."""
+        batch, rows, parts = self.loader.batch(step, minibatch), self.loader.rows(), self.job.optimization.accumulate
         size = len(rows) // parts
         for start in range(0, len(rows), size):
             yield {name: value[start : start + size] for name, value in batch.items()}, rows[start : start + size]
@@ -168,10 +190,6 @@ class TrainingLoop:
     def _autocast(self) -> AbstractContextManager[object]:
         dtype = _DTYPES.get(self.job.optimization.precision)
         return nullcontext() if dtype is None else torch.autocast(self.runtime.device.type, dtype)
-
-    def _unsynchronised(self) -> AbstractContextManager[object]:
-        """Gradients of all parts but the last stay on the worker: their sum is reduced once."""
-        return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) else nullcontext()
 
     # The run
 
@@ -260,7 +278,7 @@ class TrainingLoop:
         metrics, first_bad, stop = self._agree(made)
         stop = stop or pause
         since, before = self._mark
-        samples = (done - before) * self.job.optimization.batch_size
+        samples = (done - before) * self.loader.samples_per_step
         metrics["perf/samples_per_second"] = samples / (time.perf_counter() - since)
         self._show(done, metrics)
         if first_bad < _NEVER:
@@ -275,6 +293,8 @@ class TrainingLoop:
             return Outcome("failed", done, message, collapsed=True)
         if not last and self.evaluation.due(done, self.loader.steps_per_epoch):
             self._evaluate(done, at_end=False)
+        if not last and self._samples_due(done):
+            self._sample(done)
         if last or stop or self._due(done):
             problem = self._save(done)
             if last and problem:
@@ -312,7 +332,21 @@ class TrainingLoop:
         checkpoint, steps_per_epoch = self.job.checkpoint, self.loader.steps_per_epoch
         by_steps = checkpoint.every_steps is not None and done % checkpoint.every_steps == 0
         by_epochs = checkpoint.every_epochs is not None and done % (checkpoint.every_epochs * steps_per_epoch) == 0
-        return by_steps or by_epochs or self.evaluation.due(done, steps_per_epoch)
+        return by_steps or by_epochs or self._samples_due(done) or self.evaluation.due(done, steps_per_epoch)
+
+    def _samples_due(self, done: int) -> bool:
+        sample = self.job.sample
+        return sample is not None and done % (sample.every_epochs * self.loader.steps_per_epoch) == 0
+
+    def _sample(self, done: int) -> None:
+        """Show what a generative method makes by now; on rank 0, the others go on."""
+        if self.job.sample is None or self.runtime.rank != 0:
+            return
+        data, count = self.evaluation.shown, self.job.sample.count
+        try:
+            keep_samples(self.state.algorithm, data, self.folder, self.runtime.device, count=count, step=done)
+        except OSError as error:  # training does not depend on it
+            self.runtime.notice(f"samples could not be written: {error}")
 
     def _agree(self, made: Progressed) -> tuple[dict[str, float], int, bool]:
         """Average the metrics over workers, and settle together whether the loss went bad or a stop was asked for."""
@@ -411,9 +445,32 @@ class TrainingLoop:
         return Outcome("failed", step, message)
 
 
+def _unsynchronised(module: nn.Module) -> AbstractContextManager[object]:
+    """Gradients of all parts but the last stay on the worker: their sum is reduced once."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+
 def _mean(steps: list[Step]) -> Step:
     """Parts of equal size, so their plain mean is the mean over the worker's rows."""
     if len(steps) == 1:
         return steps[0]
     loss = torch.stack([step.loss for step in steps]).mean()
     return Step(loss, {name: torch.stack([step.metrics[name] for step in steps]).mean() for name in steps[0].metrics})
+
+
+def _together(made: Mapping[str, Step]) -> Step:
+    """What the players of a step saw: the sum of their losses, and each loss and metric under the player's name."""
+    if len(made) == 1:
+        return next(iter(made.values()))
+    metrics = {f"{player}_loss": step.loss for player, step in made.items()}
+    metrics |= {f"{player}_{name}": value for player, step in made.items() for name, value in step.metrics.items()}
+    return Step(torch.stack([step.loss for step in made.values()]).sum(), metrics)
+
+
+def _total(norms: Iterable[Tensor | None]) -> Tensor | None:
+    """The norm of the gradients of all players together."""
+    known = [norm for norm in norms if norm is not None]
+    if len(known) < 2:
+        return known[0] if known else None
+    total: Tensor = torch.linalg.vector_norm(torch.stack(known))
+    return total

@@ -100,9 +100,9 @@ class Monitor:
         """Make the final model known to the tracker without copying it."""
         self.tracker.link_model(name, uri, step, metrics)
 
-    def log_figure(self, png: Path, name: str) -> None:
+    def log_figure(self, path: Path, name: str) -> None:
         """Record a picture; the file must stay until :meth:`finish` has returned."""
-        self.tracker.log_figure(png, name)
+        self.tracker.log_figure(path, name)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Record facts about the run as a whole."""

@@ -59,9 +59,9 @@ def find_origin(begin: Begin, output: str) -> Origin:
 
 
 def spec_facts(spec: DataSpec) -> dict[str, Any]:
-    """What a checkpoint's manifest says of the data; plain data."""
+    """What a checkpoint's manifest says of the data; plain data. What is not images says so."""
     facts = dataclasses.asdict(spec)
-    return {name: value for name, value in facts.items() if name != "tokens" or value is not None}
+    return {name: value for name, value in facts.items() if name not in ("tokens", "points") or value}
 
 
 def spec_from(facts: Mapping[str, Any]) -> DataSpec:
@@ -71,6 +71,7 @@ def spec_from(facts: Mapping[str, Any]) -> DataSpec:
         image_shape=tuple(facts["image_shape"]),
         classes=facts["classes"],
         frames=facts.get("frames"),
+        points=facts.get("points", False),
         tokens=None if tokens is None else TokenSpec(**tokens),
     )
 
@@ -83,8 +84,7 @@ def begin_from(state: TrainingState, origin: Origin, device: torch.device | str)
     """
     store = origin.folder.checkpoints()
     saved = store.load(origin.step, device)
-    about = store.manifest(origin.step)["data"]
-    other_data = spec_from(about)
+    other_data = spec_from(store.manifest(origin.step)["data"])
     other_job = origin.folder.job()
     other = build_algorithm(other_job, other_data).to(device)
     check_architecture(other.state_dict(), saved["algorithm"], origin.uri)

@@ -205,9 +205,9 @@ class RemoteMonitor:
         """As :meth:`Monitor.request_stop`."""
         ray.get(self._handle.request_stop.remote())
 
-    def log_figure(self, png: Path, name: str) -> None:
+    def log_figure(self, path: Path, name: str) -> None:
         """As :meth:`Monitor.log_figure`; the actor is on this machine and reads the same file."""
-        ray.get(self._handle.log_figure.remote(png, name))
+        ray.get(self._handle.log_figure.remote(path, name))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """As :meth:`Monitor.set_tags`."""

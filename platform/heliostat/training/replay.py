@@ -11,7 +11,7 @@ import torch
 
 from heliostat.errors import InputError, Problem
 from heliostat.training import launch
-from heliostat.training.loop import TrainingLoop
+from heliostat.training.loop import Progressed, TrainingLoop
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import SilentRuntime
 
@@ -61,21 +61,35 @@ def replay_step(folder: RunFolder, step: int) -> StepReport:
     anomaly = None
     try:
         with torch.autograd.set_detect_anomaly(True):
-            made = loop.advance(step, measure=True)
+            made, gradients = _advance(loop, step)
     except RuntimeError as error:  # how anomaly detection reports; the step is made once more to have its numbers
         anomaly = str(error)
         loop = TrainingLoop(job, data, loop.runtime, folder)
         _reach(loop, step)
-        made = loop.advance(step, measure=True)
+        made, gradients = _advance(loop, step)
     metrics = {"loss": float(made.step.loss), "learning_rate": made.learning_rate}
     metrics |= {name: float(value) for name, value in made.step.metrics.items()}
-    gradients = [
-        Gradient(name, float(parameter.grad.norm()), bool(torch.isfinite(parameter.grad).all()))
-        for name, parameter in loop.state.algorithm.named_parameters()
-        if parameter.grad is not None
-    ]
     gradients.sort(key=lambda g: (g.finite, -g.norm if math.isfinite(g.norm) else 0.0))
     return StepReport(step, start, loop.loader.indices(step).tolist(), metrics, gradients, anomaly)
+
+
+def _advance(loop: TrainingLoop, step: int) -> tuple[Progressed, list[Gradient]]:
+    """Make the step, and look at the gradients of each update in it: the next one throws them away."""
+    seen: dict[str, Gradient] = {}
+
+    def look(*of: object) -> None:
+        for name, parameter in loop.state.algorithm.named_parameters():
+            if parameter.grad is not None:
+                finite = bool(torch.isfinite(parameter.grad).all())
+                seen[name] = Gradient(name, float(parameter.grad.norm()), finite)
+
+    hook = loop.state.optimizer.register_step_pre_hook(look)
+    try:
+        made = loop.advance(step, measure=True)
+    finally:
+        hook.remove()
+    look()  # where the loss scale let the optimiser skip its step
+    return made, list(seen.values())
 
 
 def _reach(loop: TrainingLoop, step: int) -> int:

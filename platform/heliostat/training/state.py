@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,14 +41,37 @@ class TrainingState:
         if job.resources.channels_last:
             algorithm = algorithm.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.algorithm: Algorithm = algorithm.to(device)
+        groups = algorithm.parameter_groups()
+        self.turns = algorithm.turns(job.algorithm)
+        """The updates of a step."""
+        self.players = {
+            turn.player: [p for g in groups if g.player == turn.player for p in g.parameters] for turn in self.turns
+        }
+        """Each player's parameters. All players share one optimiser, which passes over parameters without gradients:
+        what it does in a player's turns is what an optimiser of that player's own would do."""
+        if sum(map(len, self.players.values())) != sum(len(group.parameters) for group in groups):
+            raise ValueError(f"parameter groups of players that have no turn: {', '.join(self.players)} have one")
         optimization = job.optimization
         self.kind: str = optimization.optimizer.type
         """Which optimiser it is."""
-        self.optimizer = optimization.optimizer.build(algorithm.parameter_groups(), optimization.batch_size)
+        self.optimizer = optimization.optimizer.build(groups, optimization.batch_size)
         self.peak_learning_rate = optimization.optimizer.peak_learning_rate(optimization.batch_size)
         self.collapsed_points = 0
         """Points of the curves in a row at which the representation was found collapsed."""
         self.scaler = torch.amp.GradScaler(device.type, enabled=optimization.precision == "fp16")
+
+    @contextmanager
+    def playing(self, player: str) -> Iterator[None]:
+        """Hold the parameters of all other players still: no gradient is computed for them, though it passes through
+        them."""
+        others = [parameter for other, own in self.players.items() if other != player for parameter in own]
+        for parameter in others:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain data only."""

@@ -17,7 +17,7 @@ from heliostat.config.sweep import SWEEP, Sweep
 from heliostat.errors import InputError, Problem, require
 from heliostat.reinforcement import launch as agents
 from heliostat.training import launch
-from heliostat.training.datasets import Datasets, total_steps
+from heliostat.training.datasets import Datasets, minibatches, total_steps
 from heliostat.tuning.objective import check_boundaries, check_metrics
 from heliostat.tuning.search import build
 from heliostat.tuning.space import Assignment, Space, label
@@ -230,7 +230,7 @@ def gather(plan: Plan) -> Material:
         require(check_boundaries(plan, job.optimization.steps, None))
         return Material(None, job.optimization.steps)
     data = launch.load(job)
-    steps = len(data.train) // job.optimization.batch_size
+    steps = len(data.train) // (minibatches(job) * job.optimization.batch_size)
     material = Material(data, total_steps(job, steps))
     several = len(plan.seeds) > 1 or plan.sweeps("seed")
     if plan.sweeps("data") or (job.data.train_fraction < 1 and several):  # the share is drawn from the seed
