@@ -96,9 +96,9 @@ class Reporter:
         now = time.monotonic()
         new = at > self._reported and at > 0
         if new and (metric.startswith("eval/") or at / total - self._share >= _THIN):
-            self._reported, self._share, self._beat = at, at / total, now
+            self._reported, self._share, self._beat = at, min(1.0, at / total), now  # agents play whole rounds
             self.keep()
-            tune.report({"final": False, "step": at, "share": at / total, "value": value})
+            tune.report({"final": False, "step": at, "share": self._share, "value": value})
         elif now - self._beat > _HEARTBEAT_S:
             self._beat = now
             tune.report({"final": False, "step": step, "share": step / total})
