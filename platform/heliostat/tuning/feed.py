@@ -11,6 +11,9 @@ from ray.tune.search import Searcher
 if TYPE_CHECKING:
     from heliostat.tuning.engine import Engine
 
+_NOTHING = {"memory": 1.0}
+"""A byte: Tune does not take a bundle of nothing, and a share of a CPU would be missing to Ray Train's workers."""
+
 
 def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
     """What a trial's process and the actors that it hires take."""
@@ -18,7 +21,7 @@ def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
     from heliostat.tuning.placement import needs
 
     bundles = needs(parse_any(config["order"]["job"], "the job")).bundles
-    return tune.PlacementGroupFactory([{k: v for k, v in bundle.items() if v} or {"CPU": 0} for bundle in bundles])
+    return tune.PlacementGroupFactory([{k: v for k, v in bundle.items() if v} or _NOTHING for bundle in bundles])
 
 
 class Feed(Searcher):
