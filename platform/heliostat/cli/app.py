@@ -19,6 +19,7 @@ from heliostat.cli import (
     run,
     runs,
     sample,
+    sweep,
     ui,
     validate,
 )
@@ -34,6 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run.run)
+app.command("sweep")(sweep.sweep)
 app.command("validate")(validate.validate)
 app.command("list")(list_.list_)
 app.command("resume")(resume.resume)
