@@ -18,7 +18,6 @@ from heliostat.errors import InputError, Problem
 from heliostat.training.checkpoint import CheckpointStore
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.storage import Storage
-from heliostat_algorithms.algorithm import DataSpec
 
 _FOLDER, _READY = "inherited", "inherited/ready.json"
 _OWN = ("format", "step", "files", "written", "torch", "machine")
@@ -77,11 +76,10 @@ def _parameter_groups(job: AnyJob, manifest: dict[str, Any]) -> list[dict[str, A
     """The settings of a new optimiser of the job, group by group."""
     optimization = job.optimization
     if isinstance(job, Job):
+        from heliostat.training.origin import spec_from
         from heliostat.training.state import build_algorithm
 
-        about = manifest["data"]
-        data = DataSpec(image_shape=tuple(about["image_shape"]), classes=about["classes"], frames=about.get("frames"))
-        groups = build_algorithm(job, data).parameter_groups()
+        groups = build_algorithm(job, spec_from(manifest["data"])).parameter_groups()
     else:
         from heliostat.reinforcement.agent import build_agent
 
