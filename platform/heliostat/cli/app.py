@@ -22,6 +22,7 @@ from heliostat.cli import (
     runs,
     sample,
     submit,
+    sweep,
     ui,
     validate,
 )
@@ -37,6 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run.run)
+app.command("sweep")(sweep.sweep)
 app.command("validate")(validate.validate)
 app.command("list")(list_.list_)
 app.command("resume")(resume.resume)

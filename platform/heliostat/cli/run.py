@@ -38,8 +38,9 @@ def run(
     checkpoint and says how to resume; a second Ctrl-C stops at once.
     """
     from heliostat.cli.display import Display
-    from heliostat.config.loading import load
+    from heliostat.config.loading import load, load_document
     from heliostat.config.reinforcement import ReinforcementJob
+    from heliostat.config.sweep import SWEEP
     from heliostat.errors import require
     from heliostat.training import launch
     from heliostat.training.stages import Chain
@@ -48,6 +49,8 @@ def run(
     if local:
         changes += local_changes(job, changes)
     stages = load(job, changes)
+    if not json and SWEEP in load_document(job, changes).data:
+        print(f"note: the sweep block is left aside; this is one run. The sweep itself: heliostat sweep {job}")
     if continue_ and go_on(stages, name, stage, json=json):
         return
     if isinstance(stages, ReinforcementJob):

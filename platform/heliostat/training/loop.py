@@ -56,10 +56,13 @@ class TrainingLoop:
         data: the samples, shared by all workers of a node.
         runtime: where this worker runs and whom it tells.
         folder: the run's files.
+        pause_at: end after this many steps, with a checkpoint, as if a stop had been asked for then.
     """
 
-    def __init__(self, job: Job, data: Datasets, runtime: Runtime, folder: RunFolder) -> None:
-        self.job, self.runtime, self.folder = job, runtime, folder
+    def __init__(
+        self, job: Job, data: Datasets, runtime: Runtime, folder: RunFolder, pause_at: int | None = None
+    ) -> None:
+        self.job, self.runtime, self.folder, self.pause_at = job, runtime, folder, pause_at
         self.checkpoints = folder.checkpoints(job.checkpoint.keep)
         self.loader = Loader(
             data.train,
@@ -268,11 +271,13 @@ class TrainingLoop:
         """Make a step and do what is due after it: points of curves, evaluations, a checkpoint. Returns why to end."""
         done = step + 1
         last = done == self.total_steps
-        report = done % self.job.tracking.every_steps == 0 or last or self._due(done)
+        pause = done == self.pause_at
+        report = done % self.job.tracking.every_steps == 0 or last or pause or self._due(done)
         made = self.advance(step, measure=report)
         if not report:
             return None
         metrics, first_bad, stop = self._agree(made)
+        stop = stop or pause
         since, before = self._mark
         samples = (done - before) * self.loader.samples_per_step
         metrics["perf/samples_per_second"] = samples / (time.perf_counter() - since)
@@ -286,7 +291,7 @@ class TrainingLoop:
             problem = self._save(done)
             saved = f"; and {problem}" if problem else ""
             message = f"stopped, because the representation has collapsed: {collapse.reason}{saved}"
-            return Outcome("failed", done, message)
+            return Outcome("failed", done, message, collapsed=True)
         if not last and self.evaluation.due(done, self.loader.steps_per_epoch):
             self._evaluate(done, at_end=False)
         if not last and self._samples_due(done):

@@ -105,7 +105,7 @@ def _work(config: dict[str, Any]) -> None:
     alone = folder.locked("worker", _OLD_WORKER_S) if runtime.rank == 0 else nullcontext()
     with alone:  # a run that is still held by another process fails this worker: Ray may try again
         try:
-            TrainingLoop(job, data, runtime, folder).run()
+            TrainingLoop(job, data, runtime, folder, config["pause_at"]).run()
         except (InputError, RunError) as error:  # would be the same after a restart
             runtime.conclude(Outcome("failed", 0, str(error)))
 
@@ -130,9 +130,17 @@ class RayRun:
         data: decoded samples; put into the object store once.
         folder: the run's files.
         open_tracker: makes the tracker, inside the monitor's actor.
+        pause_at: see :class:`TrainingLoop`.
     """
 
-    def __init__(self, job: Job, data: Datasets, folder: RunFolder, open_tracker: Callable[[], Tracker]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        data: Datasets,
+        folder: RunFolder,
+        open_tracker: Callable[[], Tracker],
+        pause_at: int | None = None,
+    ) -> None:
         connect(job)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(Monitor)
@@ -150,6 +158,7 @@ class RayRun:
                 "train": share(data.train),
                 "test": share(data.test) if data.test is not None else None,
                 "monitor": self._handle,
+                "pause_at": pause_at,
             },
             scaling_config=ScalingConfig(
                 num_workers=cast("int", resources.workers),  # or a range; Ray's annotation is that of Train v1
@@ -212,6 +221,10 @@ class RemoteMonitor:
     def log_figure(self, path: Path, name: str) -> None:
         """As :meth:`Monitor.log_figure`; the actor is on this machine and reads the same file."""
         self._get(self._handle.log_figure.remote(path, name))
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """As :meth:`Monitor.set_tags`."""
+        ray.get(self._handle.set_tags.remote(dict(tags)))
 
     def finish(self, status: EndStatus, timeout: float) -> TrackerStatus:
         """As :meth:`Monitor.finish`."""
