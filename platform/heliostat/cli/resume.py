@@ -9,9 +9,6 @@ import typer
 if TYPE_CHECKING:
     from heliostat.training.run_folder import RunFolder
 
-_FREE = ("resources", "tracking", "checkpoint")
-"""Sections that do not decide the trajectory, so a resumed run may change them."""
-
 
 def resume(
     run: Annotated[
@@ -29,6 +26,7 @@ def resume(
     from heliostat.errors import InputError, Problem
     from heliostat.reinforcement import launch as agents
     from heliostat.training import launch
+    from heliostat.training.continuation import FREE
     from heliostat.training.run_folder import RunFolder
     from heliostat.training.stages import Chain
     from heliostat.tuning import launch as sweeps
@@ -48,8 +46,8 @@ def resume(
     if folder.about().get("status") == "finished":
         raise InputError(Problem("this run has finished; there is nothing to continue", folder.storage.uri))
     for change in overrides or []:
-        if change.split(".")[0] not in _FREE:
-            free = ", ".join(_FREE)
+        if change.split(".")[0] not in FREE:
+            free = ", ".join(FREE)
             what = f"a resumed run keeps its job; only {free} may change. Start a new run for another experiment"
             raise InputError(Problem(what, f"command line, '{change}'"))
     job = folder.any_job(overrides or [])

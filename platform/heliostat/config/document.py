@@ -60,14 +60,15 @@ class Document:
     Args:
         text: YAML whose root is a mapping.
         name: what to call it in errors: a file's name.
+        what: which kind of file it is, in words.
     """
 
-    def __init__(self, text: str, name: str) -> None:
+    def __init__(self, text: str, name: str, what: str = "a job file") -> None:
         self.name = name
         self.places: dict[KeyPath, str] = {}
         node = _compose(text, name)
         if not isinstance(node, yaml.MappingNode):
-            raise InputError(Problem("a job file is a mapping of keys to values, for example 'name: my-run'", name))
+            raise InputError(Problem(f"{what} is a mapping of keys to values, for example 'name: my-run'", name))
         self._duplicates: list[Problem] = []
         self.data: dict[str, Any] = self._build(node, ())
         if self._duplicates:

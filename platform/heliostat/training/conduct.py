@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 import psutil
 
+from heliostat.clusters import submitted
 from heliostat.config.job import Tracking
 from heliostat.config.loading import AnyJob, dump
 from heliostat.errors import InputError, Problem, RunError
@@ -92,7 +93,7 @@ def conduct(job: AnyJob, facts: Sequence[DataFacts], folder: RunFolder, watcher:
         folder.storage.replace("job.yaml", dump(job).encode())
         folder.storage.write_json("environment.json", describe())
         folder.update(status="running", tracking_uri=display_uri(uri), experiment=job.tracking.experiment)
-        open_tracker = partial(_open_tracker, job, facts, uri, folder)
+        open_tracker = partial(_open_tracker, job, facts, uri, folder, submitted.tags())
         watched = _Watched(watcher, folder)
         monitor, outcome = work(folder, open_tracker, watched)
         told = outcome.message or (watched.why if outcome.status == "interrupted" else "")
@@ -114,7 +115,9 @@ def conduct(job: AnyJob, facts: Sequence[DataFacts], folder: RunFolder, watcher:
         return Finished(folder, outcome, uri, tracking)
 
 
-def _open_tracker(job: AnyJob, data: Sequence[DataFacts], uri: str, folder: RunFolder) -> Tracker:
+def _open_tracker(
+    job: AnyJob, data: Sequence[DataFacts], uri: str, folder: RunFolder, submission: Mapping[str, str]
+) -> Tracker:
     """Make the tracker of a run and tell it what does not change while the run works."""
     environment = folder.storage.read("environment.json").decode()
     git = json.loads(environment)["git"]
@@ -124,6 +127,7 @@ def _open_tracker(job: AnyJob, data: Sequence[DataFacts], uri: str, folder: RunF
         "mlflow.source.name": "heliostat",
         "mlflow.source.type": "JOB" if job.resources.runtime == "ray" else "LOCAL",
         "mlflow.user": psutil.Process().username(),
+        **submission,
         **folder.about().get("tags", {}),
     }
     begin = getattr(job, "begin", None)

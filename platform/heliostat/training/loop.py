@@ -83,6 +83,7 @@ class TrainingLoop:
         self._first_bad = torch.tensor(_NEVER, device=runtime.device)
         self._failed_saves = 0
         self._unsound: set[int] = set()  # steps whose checkpoint cannot be read
+        self._warned = False  # whether a checkpoint was made because nodes will be taken away
         self._mark = (time.perf_counter(), 0)  # when the last point of the curves was made, and after how many steps
 
     def _compile(self) -> None:
@@ -295,7 +296,7 @@ class TrainingLoop:
             self._evaluate(done, at_end=False)
         if not last and self._samples_due(done):
             self._sample(done)
-        if last or stop or self._due(done):
+        if last or stop or self._preempted() or self._due(done):
             problem = self._save(done)
             if last and problem:
                 return Outcome("failed", done, f"training ended, but {problem}")
@@ -347,6 +348,17 @@ class TrainingLoop:
             keep_samples(self.state.algorithm, data, self.folder, self.runtime.device, count=count, step=done)
         except OSError as error:  # training does not depend on it
             self.runtime.notice(f"samples could not be written: {error}")
+
+    def _preempted(self) -> bool:
+        """Whether nodes will be taken away, the first time that it is told: what is saved now need not be made again by
+        the workers that replace these."""
+        warning = self.runtime.preemption()
+        if warning is None or self._warned:
+            return False
+        self._warned = True
+        if self.runtime.rank == 0:
+            self.runtime.notice(f"{warning}; saving a checkpoint now")
+        return True
 
     def _agree(self, made: Progressed) -> tuple[dict[str, float], int, bool]:
         """Average the metrics over workers, and settle together whether the loss went bad or a stop was asked for."""
