@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup quickstart test test-slow test-browser lint bench clean
+.PHONY: help setup quickstart test test-slow test-cluster test-browser lint bench clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -36,6 +36,9 @@ test-slow: $(VENV)/.dev  ## the tests that take minutes
 
 test-browser: $(VENV)/.dev  ## the comparison page and MLflow's pages in headless Chromium, which must be installed
 	$(BIN)/python -m pytest -m browser
+
+test-cluster: $(VENV)/.dev  ## the tests that start several Ray nodes on this machine, which take many minutes
+	$(BIN)/python -m pytest -m cluster
 
 lint: $(VENV)/.dev  ## style, types, and the direction of imports
 	$(BIN)/ruff check .

@@ -1,4 +1,5 @@
-"""Runs a function of a test file on several workers that talk through gloo."""
+"""What tests of several subjects use: functions on several workers that talk through gloo, and a job that trains in a
+second or two."""
 
 from __future__ import annotations
 
@@ -62,6 +63,36 @@ def on_workers(tmp_path: Path) -> OnWorkers:
         return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
     return run
+
+
+TINY = """
+name: tiny
+seed: 3
+algorithm:
+  type: simclr
+  backbone: {type: resnet18, stem: cifar, width: 4}
+  projection_dim: 8
+  temperature: 0.5
+  augmentation: {crop_area: [0.3, 1.0], blur: {probability: 0.5}}
+data:
+  train: {source: digits, split: train}
+  test: {source: digits, split: test}
+optimization:
+  optimizer: {type: lars, learning_rate: 2.0, per: 256, weight_decay: 1.0e-4}
+  schedule: {type: cosine, warmup_epochs: 0.1}
+  batch_size: 64
+  steps: 12
+evaluation: []
+resources: {runtime: local, workers: 1}
+checkpoint: {every_steps: 4, keep: 2}
+tracking: {experiment: tests, every_steps: 1, system_metrics: false}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_text() -> str:
+    """The tiny job as a user would write it."""
+    return TINY
 
 
 if __name__ == "__worker__":

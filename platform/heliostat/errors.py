@@ -1,4 +1,5 @@
-"""What can go wrong, sorted by whose turn it is: the user's (exit code 2) or the run's (exit code 1)."""
+"""What can go wrong, sorted by whose turn it is: the user's (exit code 2) or the run's (1, or 75 where it pays to try
+again)."""
 
 from __future__ import annotations
 
@@ -45,6 +46,10 @@ def require(problems: Sequence[Problem]) -> None:
 
 class RunError(Exception):
     """The run failed for a reason that is known; the message says what happened and what to do."""
+
+
+class PartLost(RunError):  # noqa: N818 - what has happened, not whose mistake it was
+    """A part of the run died that cannot be replaced while it runs; another attempt goes on from its checkpoint."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: somebody asked for it

@@ -15,7 +15,7 @@ from torch import Tensor
 from heliostat.config.job import Job
 from heliostat.config.loading import parse
 from heliostat.data.images import ImageData
-from heliostat.data.points import ring
+from heliostat.data.points import PointData, ring
 from heliostat.data.samples import Samples
 from heliostat.training.datasets import Datasets
 from heliostat.training.loop import TrainingLoop
@@ -73,7 +73,8 @@ def cvae_loss(model: Any, pixels: Tensor) -> Tensor:
 def by_hand(work: Job, data: Samples) -> Step:
     """Steps written by hand, with the optimiser of the job; for a GAN one for each player."""
     size = work.optimization.batch_size
-    samples, generator = torch.from_numpy(data.pictures), torch.Generator().manual_seed(0)
+    stored = data.points if isinstance(data, PointData) else pictures().pictures
+    samples, generator = torch.from_numpy(stored), torch.Generator().manual_seed(0)
     model: Any = build_algorithm(work, data.spec()).train()
 
     def adam(of: Any) -> torch.optim.Adam:

@@ -11,10 +11,12 @@ import jsonschema
 import pytest
 import yaml
 
-from heliostat.config.loading import AnyJob, dump, load, parse, parse_any, schema
+from heliostat.config.loading import AnyJob, dump, load, load_document, parse, parse_any, schema
 from heliostat.config.registry import ALGORITHMS, AlgorithmConfig, members
 from heliostat.config.reinforcement import ReinforcementJob
+from heliostat.config.sweep import SWEEP
 from heliostat.errors import InputError
+from heliostat.tuning import plan as sweeps
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").rglob("*.yaml"))
 SMALL = """\
@@ -46,9 +48,22 @@ def problems(*overrides: str, text: str = SMALL) -> list[str]:
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_every_job_file_is_valid_and_begins_with_its_command(path: Path) -> None:
     first, second = path.read_text().splitlines()[:2]
-    assert first.startswith(f"# heliostat run jobs/{path.relative_to(path.parents[1])}")
+    verb = "sweep" if SWEEP in load_document(path).data else "run"
+    assert first.startswith(f"# heliostat {verb} jobs/{path.relative_to(path.parents[1])}")
     assert second.startswith("# ")
     assert all(job.name == f"{path.stem}{stage and '-'}{stage}" for stage, job in jobs_of(path).items())
+
+
+SWEEPS = [path for path in JOBS if SWEEP in load_document(path).data]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_sweep_is_sound_with_each_of_its_values(path: Path) -> None:
+    plan = sweeps.Plan.of(load_document(path))
+    sweeps.check(plan)
+    assert plan.sweep.metric.startswith("eval/")
+    assert {path.parent.name for path in SWEEPS} == {"tuning"}
+    assert sweeps.gather(plan).total_steps > 0
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)

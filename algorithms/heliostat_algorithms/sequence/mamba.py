@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from heliostat_algorithms.algorithm import ParameterGroup
 from heliostat_algorithms.sequence.network import Block, Mixer, MixerState, NetworkConfig, Stack, rms_norm
-from heliostat_algorithms.sequence.state_space.selective_scan import selective_scan, selective_step
+from heliostat_algorithms.sequence.state_space.selective_scan import Implementation, selective_scan, selective_step
 
 _SMALLEST_STEP = 1e-4
 """Step sizes begin at this or above."""
@@ -34,6 +34,7 @@ class MambaMixer(Mixer):
         step_rank: numbers from which each position's step sizes are computed.
         steps: range from which the first step sizes are drawn, uniformly in their logarithm.
         exact: zero-order hold of B, the paper's equation 4, in place of step * B.
+        scan: what computes whole sequences.
         layers: how many blocks the network has; the last matrix of each begins smaller by the root of it.
     """
 
@@ -46,11 +47,12 @@ class MambaMixer(Mixer):
         step_rank: int,
         steps: tuple[float, float],
         exact: bool,
+        scan: Implementation,
         layers: int,
     ) -> None:
         super().__init__()
         inner = expansion * width
-        self.exact, self.sizes = exact, (step_rank, states, states)
+        self.exact, self.scan, self.sizes = exact, scan, (step_rank, states, states)
         self.in_proj = nn.Linear(width, 2 * inner, bias=False)
         self.conv1d = nn.Conv1d(inner, inner, convolution, groups=inner)
         self.x_proj = nn.Linear(inner, sum(self.sizes), bias=False)
@@ -90,7 +92,7 @@ class MambaMixer(Mixer):
             y, after = selective_step(u[:, 0], step[:, 0], A, B[:, 0], C[:, 0], before, self.exact)
             y = y.unsqueeze(1)
         else:
-            y, after = selective_scan(u, step, A, B, C, before, self.exact)
+            y, after = selective_scan(u, step, A, B, C, before, self.exact, self.scan)
         mixed: Tensor = self.out_proj((y + self.D * u).to(z.dtype) * F.silu(z))
         return mixed, (recent, after)
 
@@ -135,6 +137,9 @@ class Mamba(NetworkConfig):
     exact: bool = False
     """Discretise B by zero-order hold, as the paper writes (equation 4). The authors' code, with which its results were
     made, takes step * B; exact costs 3.5 to 5.5 times as much time in the scan."""
+    scan: Implementation = "auto"
+    """``auto``: Triton's kernels on CUDA devices where Triton is installed, plain PyTorch elsewhere; ``torch``: plain
+    PyTorch always."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -159,6 +164,7 @@ class Mamba(NetworkConfig):
                         rank,
                         self.steps,
                         self.exact,
+                        self.scan,
                         self.depth,
                     ),
                     None,

@@ -8,9 +8,11 @@ import sys
 import typer
 
 from heliostat.cli import (
+    cluster,
     compare,
     doctor,
     evaluate,
+    jobs,
     list_,
     play,
     register,
@@ -19,10 +21,12 @@ from heliostat.cli import (
     run,
     runs,
     sample,
+    submit,
+    sweep,
     ui,
     validate,
 )
-from heliostat.errors import InputError, RunError
+from heliostat.errors import InputError, PartLost, RunError
 
 app = typer.Typer(
     name="heliostat",
@@ -34,6 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run.run)
+app.command("sweep")(sweep.sweep)
 app.command("validate")(validate.validate)
 app.command("list")(list_.list_)
 app.command("resume")(resume.resume)
@@ -44,17 +49,27 @@ app.command("register")(register.register)
 app.command("evaluate")(evaluate.evaluate)
 app.command("play")(play.play)
 app.command("sample")(sample.sample)
+app.command("submit")(submit.submit)
+app.add_typer(jobs.app)
+app.add_typer(cluster.app)
 app.command("ui")(ui.ui)
 app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 the run failed, 2 the input was wrong, 130 interrupted."""
+    """Entry point.
+
+    Exit codes: 0 done, 1 the run failed, 2 the input was wrong, 75 a part of it was lost and it can go on (EX_TEMPFAIL
+    of sysexits.h), 130 interrupted.
+    """
     try:
         app()
     except InputError as error:
         _tell("wrong input", [str(problem) for problem in error.problems])
         sys.exit(2)
+    except PartLost as error:
+        _tell("lost", [str(error)])
+        sys.exit(75)
     except (RunError, OSError) as error:  # a full disk, a lost mount
         _tell("failed", [str(error)])
         sys.exit(1)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-_FREE = ("resources", "tracking", "checkpoint")
-"""Sections that do not decide the trajectory, so a resumed run may change them."""
+if TYPE_CHECKING:
+    from heliostat.training.run_folder import RunFolder
 
 
 def resume(
@@ -26,9 +26,15 @@ def resume(
     from heliostat.errors import InputError, Problem
     from heliostat.reinforcement import launch as agents
     from heliostat.training import launch
+    from heliostat.training.continuation import FREE
     from heliostat.training.run_folder import RunFolder
     from heliostat.training.stages import Chain
+    from heliostat.tuning import launch as sweeps
 
+    swept = sweeps.find(run)
+    if swept is not None:
+        resume_sweep(swept, overrides or [])
+        return
     chain = Chain.open(run)
     if chain is not None:
         if overrides:
@@ -40,8 +46,8 @@ def resume(
     if folder.about().get("status") == "finished":
         raise InputError(Problem("this run has finished; there is nothing to continue", folder.storage.uri))
     for change in overrides or []:
-        if change.split(".")[0] not in _FREE:
-            free = ", ".join(_FREE)
+        if change.split(".")[0] not in FREE:
+            free = ", ".join(FREE)
             what = f"a resumed run keeps its job; only {free} may change. Start a new run for another experiment"
             raise InputError(Problem(what, f"command line, '{change}'"))
     job = folder.any_job(overrides or [])
@@ -53,3 +59,19 @@ def resume(
             finished = launch.resume(folder, job, display)
     display.finished(finished)
     display.leave(finished)
+
+
+def resume_sweep(folder: RunFolder, overrides: list[str]) -> None:
+    """Go on with a sweep."""
+    from heliostat.cli.sweep import SweepDisplay
+    from heliostat.errors import InputError, Problem
+    from heliostat.tuning import launch
+
+    if overrides:
+        raise InputError(Problem("a resumed sweep keeps its job", f"command line, '{overrides[0]}'"))
+    if folder.about().get("status") == "finished":
+        raise InputError(Problem("this sweep has finished; there is nothing to continue", folder.storage.uri))
+    display = SweepDisplay()
+    with display:
+        swept = launch.resume(folder, display)
+    display.finished(swept)

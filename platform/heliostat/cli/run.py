@@ -25,6 +25,10 @@ def run(
         str | None,
         typer.Option(help="Only this stage of the file, as a run by itself.", show_default=False),
     ] = None,
+    continue_: Annotated[
+        bool,
+        typer.Option("--continue", help="Go on with the run of this --name if it has begun, and start it if not."),
+    ] = False,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON, and nothing else.")] = False,
 ) -> None:
@@ -34,8 +38,9 @@ def run(
     checkpoint and says how to resume; a second Ctrl-C stops at once.
     """
     from heliostat.cli.display import Display
-    from heliostat.config.loading import load
+    from heliostat.config.loading import load, load_document
     from heliostat.config.reinforcement import ReinforcementJob
+    from heliostat.config.sweep import SWEEP
     from heliostat.errors import require
     from heliostat.training import launch
     from heliostat.training.stages import Chain
@@ -44,6 +49,10 @@ def run(
     if local:
         changes += local_changes(job, changes)
     stages = load(job, changes)
+    if not json and SWEEP in load_document(job, changes).data:
+        print(f"note: the sweep block is left aside; this is one run. The sweep itself: heliostat sweep {job}")
+    if continue_ and go_on(stages, name, stage, json=json):
+        return
     if isinstance(stages, ReinforcementJob):
         run_agent(stages, name, stage, json=json)
         return
@@ -60,6 +69,49 @@ def run(
         finished = launch.start(loaded, display, name)
     display.finished(finished)
     display.leave(finished)
+
+
+def go_on(given: tuple[Stage, ...] | ReinforcementJob, name: str | None, stage: str | None, *, json: bool) -> bool:
+    """Go on with a run or chain that has begun; False where it has not."""
+    import json as json_module
+
+    from heliostat.cli.display import Display
+    from heliostat.config.reinforcement import ReinforcementJob
+    from heliostat.errors import InputError, Problem
+    from heliostat.reinforcement import launch as agents
+    from heliostat.training import launch
+    from heliostat.training.continuation import begun, begun_chain, same_stages, same_trajectory
+    from heliostat.training.stages import resolved
+
+    if name is None or stage is not None:
+        raise InputError(Problem("which run to go on with is said by --name, for the whole file", "--continue"))
+    if not isinstance(given, ReinforcementJob) and len(given) > 1:
+        chain = begun_chain(name, given[0].job.output)
+        if chain is not None:
+            same_stages(chain, [resolved(each) for each in given])
+            run_chain(chain, json=json)
+        return chain is not None
+    job = given if isinstance(given, ReinforcementJob) else given[0].job
+    folder = begun(name, job.output)
+    if folder is None:
+        return False
+    if folder.about().get("status") == "finished":
+        about = {"run": folder.name, "folder": folder.storage.uri, "status": "finished"}
+        print(json_module.dumps(about, indent=2) if json else f"the run {folder.name} has finished already")
+        return True
+    display = Display(quiet=json)
+    if isinstance(job, ReinforcementJob):
+        known = same_trajectory(folder.any_job(), agents.resolved(job), folder.storage.uri)
+    else:
+        known = same_trajectory(folder.any_job(), launch.resolved(launch.settled(job)), folder.storage.uri)
+    with display:
+        if isinstance(known, ReinforcementJob):
+            finished = agents.resume(folder, known, display)
+        else:
+            finished = launch.resume(folder, known, display)
+    display.finished(finished)
+    display.leave(finished)
+    return True
 
 
 def local_changes(path: Path, changes: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from heliostat.config.document import Document
     from heliostat.config.job import Job
     from heliostat.config.loading import AnyJob, Stage
 
@@ -25,9 +26,10 @@ def validate(
     from rich.console import Console
     from rich.syntax import Syntax
 
-    from heliostat.config.loading import dump, load
+    from heliostat.config.loading import dump, load, load_document
     from heliostat.config.loading import schema as job_schema
     from heliostat.config.reinforcement import ReinforcementJob
+    from heliostat.config.sweep import SWEEP
     from heliostat.errors import InputError, require
     from heliostat.reinforcement import launch as agents
 
@@ -36,6 +38,9 @@ def validate(
         return
     if job is None:
         raise InputError("name a job file, or ask for --schema")
+    document = load_document(job, overrides or [])
+    if SWEEP in document.data:
+        check_sweep(document, data=data)
     loaded = load(job, overrides or [])
     if isinstance(loaded, ReinforcementJob):
         require(agents.check(loaded))
@@ -53,6 +58,16 @@ def validate(
         text = dump(each, console.width - 12)
         console.print(Syntax(text, "yaml", theme="ansi_dark", background_color="default"))
     console.print(f"[bold green]valid[/]: {job}", highlight=False)
+
+
+def check_sweep(document: Document, *, data: bool) -> None:
+    """The job with each value of its sweep block; with ``data`` also against the decoded data."""
+    from heliostat.tuning.plan import Plan, check, gather
+
+    plan = Plan.of(document)
+    check(plan)
+    if data:
+        gather(plan)
 
 
 def checked_stages(stages: tuple[Stage, ...], *, data: bool) -> dict[str, Job]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Sequence
+from copy import deepcopy
 from typing import Any
 
 import yaml
@@ -59,14 +60,15 @@ class Document:
     Args:
         text: YAML whose root is a mapping.
         name: what to call it in errors: a file's name.
+        what: which kind of file it is, in words.
     """
 
-    def __init__(self, text: str, name: str) -> None:
+    def __init__(self, text: str, name: str, what: str = "a job file") -> None:
         self.name = name
         self.places: dict[KeyPath, str] = {}
         node = _compose(text, name)
         if not isinstance(node, yaml.MappingNode):
-            raise InputError(Problem("a job file is a mapping of keys to values, for example 'name: my-run'", name))
+            raise InputError(Problem(f"{what} is a mapping of keys to values, for example 'name: my-run'", name))
         self._duplicates: list[Problem] = []
         self.data: dict[str, Any] = self._build(node, ())
         if self._duplicates:
@@ -151,7 +153,22 @@ class Document:
         value = (
             None if node is None else self._build(node, ("", assignment))
         )  # places of the value itself are not needed
-        *parents, last = (int(part) if part.isdigit() else part for part in key.strip().split("."))
+        self.assign(key.strip(), value, where)
+
+    def copy(self) -> Document:
+        """A document that can be changed by itself."""
+        result = object.__new__(Document)
+        result.name, result._duplicates = self.name, []
+        result.data, result.places = deepcopy(self.data), dict(self.places)
+        return result
+
+    def assign(self, key: str, value: Any, where: str) -> None:
+        """Set the value at a dotted path; ``where`` is its place in errors.
+
+        Raises:
+            InputError: the key leads through something that has no keys.
+        """
+        *parents, last = (int(part) if part.isdigit() else part for part in key.split("."))
         target: Any = self.data
         walked: list[str | int] = []
         for part in parents:

@@ -71,6 +71,9 @@ class Resources(Section):
     cpus_per_worker: PositiveFloat = 1
     max_failures: Annotated[int, Field(ge=0)] = 3
     """How many times a lost worker or node is replaced, from the last checkpoint, before the run fails."""
+    resize_seconds: PositiveFloat = 60.0
+    """With ``workers: [min, max]``: how often Ray looks whether the cluster has room for more workers. A resize goes on
+    from the last checkpoint."""
     channels_last: bool = False
     """Memory format of images and convolutions; faster on most accelerators."""
     compile: bool = False

@@ -19,7 +19,8 @@ from heliostat.config.job import Job
 from heliostat.config.partial import completed
 from heliostat.config.registry import AGENTS, ALGORITHMS
 from heliostat.config.reinforcement import ReinforcementJob
-from heliostat.errors import InputError, Problem, nearest
+from heliostat.config.sweep import SWEEP, Sweep, SweepFile
+from heliostat.errors import InputError, Problem, nearest, require
 
 AnyJob: TypeAlias = Job | ReinforcementJob
 """What a job file holds: training on ``data``, or reinforcement learning in an ``environment``."""
@@ -30,8 +31,8 @@ def schema() -> dict[str, Any]:
 
     In a file with stages every section may be a part of one, so there only names are checked.
     """
-    models: list[tuple[type[BaseModel], Any]] = [(Job, "validation"), (ReinforcementJob, "validation")]
-    definitions = models_json_schema(models)[1]["$defs"]
+    kinds: tuple[type[BaseModel], ...] = (Job, ReinforcementJob, Sweep)
+    definitions = models_json_schema([(kind, "validation") for kind in kinds])[1]["$defs"]
     job, reinforcement = definitions.pop("Job"), definitions.pop("ReinforcementJob")
     stage = {"type": ["object", "null"], "propertyNames": {"enum": [key for key in job["properties"] if key != "name"]}}
     staged = {
@@ -43,6 +44,8 @@ def schema() -> dict[str, Any]:
             "stages": {"type": "object", "minProperties": 1, "additionalProperties": stage},
         },
     }
+    for kind in (job, reinforcement):
+        kind["properties"] = {**kind["properties"], SWEEP: {"$ref": "#/$defs/Sweep"}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Job file",
@@ -70,19 +73,20 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Stage, ...] |
     Raises:
         InputError: with every problem of form: file and line, what is wrong, and the nearest valid name.
     """
-    path = Path(path).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        siblings = [entry.name for entry in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        hint = nearest(path.name, siblings) if siblings else ""
-        raise InputError(Problem(f"there is no such job file.{hint}", str(path))) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(Problem(f"the job file cannot be read: {error}", str(path))) from None
-    document = _document(text, str(path), overrides)
+    document = load_document(path, overrides)
     if "stages" in document.data:
         return _stages(document)
-    job = _job(document)
+    problems: list[Problem] = []
+    if SWEEP in document.data:
+        try:
+            sweep_of(document)  # a run leaves the block aside, but not a mistake in it
+        except InputError as error:
+            problems += error.problems
+    try:
+        job = _job(document)
+    except InputError as error:
+        raise InputError([*error.problems, *problems]) from None
+    require(problems)
     return job if isinstance(job, ReinforcementJob) else (Stage("", job, None),)
 
 
@@ -103,6 +107,53 @@ def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Job:
     return job
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        siblings = [entry.name for entry in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        hint = nearest(path.name, siblings) if siblings else ""
+        raise InputError(Problem(f"there is no such job file.{hint}", str(path))) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(Problem(f"the job file cannot be read: {error}", str(path))) from None
+
+
+def load_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
+    """A job file as plain data with places, not yet validated.
+
+    Raises:
+        InputError: it cannot be read, or is not YAML.
+    """
+    path = Path(path).expanduser()
+    return _document(_text(path), str(path), overrides)
+
+
+def job_of(document: Document) -> AnyJob:
+    """The typed job of a document without stages.
+
+    Raises:
+        InputError: with every problem of form.
+    """
+    return _job(document)
+
+
+def sweep_of(document: Document) -> Sweep:
+    """The typed ``sweep:`` block of a document.
+
+    Raises:
+        InputError: there is none, or with every problem of its form.
+    """
+    if not isinstance(document.data.get(SWEEP), dict):
+        what = "there is nothing to sweep over: give 'sweep: {parameters: ..., metric: ...}' (docs/sweeps.md)"
+        raise InputError(Problem(what, document.place((SWEEP,))))
+    try:
+        part = json.dumps({SWEEP: document.data[SWEEP]})
+        return SweepFile.model_validate_json(part, strict=True).sweep
+    except ValidationError as error:
+        schema = SweepFile.model_json_schema()
+        raise InputError([_problem(detail, document, schema) for detail in error.errors()]) from None
+
+
 def _document(text: str, name: str, overrides: Sequence[str]) -> Document:
     document = Document(text, name)
     for assignment in overrides:
@@ -114,6 +165,8 @@ def _stages(document: Document) -> tuple[Stage, ...]:
     """Each stage is the file's common part with the stage's own laid over it, and begins from the stage before it
     unless it has a ``begin`` of its own."""
     stages, where = document.data["stages"], document.place(("stages",))
+    if SWEEP in document.data:
+        raise InputError(Problem("a sweep is over a job without stages", document.place((SWEEP,))))
     if not isinstance(stages, dict) or not stages:
         raise InputError(Problem("stages is a mapping of names to parts of a job, in the order of their runs", where))
     problems: list[Problem] = []
@@ -163,6 +216,7 @@ def _model(data: dict[str, Any]) -> type[Job] | type[ReinforcementJob]:
 
 def _job(document: Document) -> AnyJob:
     data = {**document.data, "algorithm": completed(document.data.get("algorithm"))}
+    data.pop(SWEEP, None)  # says how to vary the job, and is no part of it
     model = _model(data)
     try:
         # JSON mode is pydantic's strict mode for data without tuples or enums: no string becomes a number.
@@ -236,13 +290,16 @@ def _follow(job_schema: dict[str, Any], location: Sequence[str | int]) -> tuple[
                 continue  # a member of an untagged union of plain types, such as int | tuple
             mappings = [v for v in [node, *variants] if "properties" in v]
             holder = next((v for v in mappings if part in v["properties"]), mappings[0] if mappings else node)
-            node, parent = resolve(holder.get("properties", {}).get(part, {})), holder
+            inner: Any = holder.get("properties", {}).get(part) or holder.get("additionalProperties")
+            node, parent = resolve(inner if isinstance(inner, dict) else {}), holder
         path.append(part)
     return tuple(path), parent
 
 
 def _tags(parent: dict[str, Any], key: str | int) -> list[str]:
-    node = parent.get("properties", {}).get(key, {}) if isinstance(key, str) else parent.get("items", {})
+    node: Any = parent.get("items", {})
+    if isinstance(key, str):
+        node = parent.get("properties", {}).get(key) or parent.get("additionalProperties") or {}
     for variant in [node, *node.get("anyOf", [])]:
         if "discriminator" in variant:
             return list(variant["discriminator"]["mapping"])

@@ -22,6 +22,7 @@ from heliostat.training.conduct import (
     Finished,
     Recorder,
     Watcher,
+    Work,
     check_tracking,
     conduct,
     in_this_process,
@@ -145,29 +146,40 @@ def _connect(job: ReinforcementJob) -> None:
 
 
 def _conduct(job: ReinforcementJob, folder: RunFolder, watcher: Watcher) -> Finished:
-    spec = job.environment.spec()
-    facts = [DataFacts("train", spec.name, "", job.optimization.steps)]
-    return conduct(job, facts, folder, watcher, partial(_work, job, spec))
+    return conduct(job, data_facts(job), folder, watcher, work(job))
+
+
+def data_facts(job: ReinforcementJob) -> list[DataFacts]:
+    """What the tracker records of the environment."""
+    return [DataFacts("train", job.environment.spec().name, "", job.optimization.steps)]
+
+
+def work(job: ReinforcementJob, pause_at: int | None = None) -> Work:
+    """The work of a run, for :func:`conduct`; ``pause_at``: see :class:`Session`."""
+    return partial(_work, job, job.environment.spec(), pause_at)
 
 
 def _work(
     job: ReinforcementJob,
     spec: EnvironmentSpec,
+    pause_at: int | None,
     folder: RunFolder,
     open_tracker: Callable[[], Tracker],
     watcher: Watcher,
 ) -> tuple[Recorder, Outcome]:
-    return in_this_process(lambda monitor: run(job, spec, folder, monitor), folder, open_tracker, watcher)
+    return in_this_process(lambda monitor: run(job, spec, folder, monitor, pause_at), folder, open_tracker, watcher)
 
 
-def run(job: ReinforcementJob, spec: EnvironmentSpec, folder: RunFolder, monitor: Monitor) -> Outcome:
+def run(
+    job: ReinforcementJob, spec: EnvironmentSpec, folder: RunFolder, monitor: Monitor, pause_at: int | None = None
+) -> Outcome:
     """Coordinate the run in this process, whoever the crew is.
 
     Raises:
         RunError: it failed for a reason that is known.
     """
     runtime, crew = LocalRuntime(monitor), _crew(job)
-    session = Session(job, spec, folder, runtime, crew)
+    session = Session(job, spec, folder, runtime, crew, pause_at)
     try:
         session.begin()
         if (Lockstep if job.resources.lockstep else Overlapped)(session).run():

@@ -25,7 +25,7 @@ class Lockstep:
             session.baseline(self._random_play())
         while True:
             while not session.over or session.updates_due:
-                if session.stop_requested():
+                if session.pause_due or session.stop_requested():
                     while not self._save():
                         pass
                     return False

@@ -82,7 +82,7 @@ class Overlapped:
         """Play and learn until nothing is left to do; False where the run was asked to stop before."""
         session = self.session
         while not self._done():
-            if session.stop_requested():
+            if session.pause_due or session.stop_requested():
                 return False
             held_playing, held_learning = self._send_rollouts(), self._send_learners()
             now = time.perf_counter()

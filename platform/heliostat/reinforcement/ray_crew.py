@@ -22,11 +22,16 @@ _GRACE_SECONDS = 1.0
 class _Post:
     """Holds one member's object."""
 
-    def __init__(self, make: Callable[[], Any], threads: int) -> None:
+    def __init__(self, make: Callable[[], Any], threads: int, name: str) -> None:
         import torch
+
+        self._name = name
 
         torch.set_num_threads(threads)
         self._object = make()
+
+    def __repr__(self) -> str:
+        return self._name  # with which Ray marks its lines in logs, and shows it in its dashboard
 
     def do(self, method: str, *arguments: Any) -> Any:
         return getattr(self._object, method)(*arguments)
@@ -53,8 +58,10 @@ class RayCrew:
             num_cpus=resources.cpus,
             num_gpus=resources.gpus,
             max_restarts=0,
+            # Memory and environments are shared out over the nodes; learners, who talk to one another, stay together.
+            scheduling_strategy="SPREAD" if member.role in ("shard", "rollout") else "DEFAULT",
         )
-        actor = post.remote(make, resources.threads)
+        actor = post.remote(make, resources.threads, str(member))
         self._actors[member.role, member.index], self._lives[member.role, member.index] = actor, actor.live.remote()
 
     def ask(self, member: Member, method: str, *arguments: Any, returns: int = 1) -> Any:

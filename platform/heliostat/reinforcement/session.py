@@ -42,12 +42,19 @@ class Session:
         folder: where checkpoints go.
         runtime: whom it tells.
         crew: who does the work.
+        pause_at: end, with a checkpoint, as soon as this many steps of the environment are played.
     """
 
     def __init__(
-        self, job: ReinforcementJob, spec: EnvironmentSpec, folder: RunFolder, runtime: Runtime, crew: Crew
+        self,
+        job: ReinforcementJob,
+        spec: EnvironmentSpec,
+        folder: RunFolder,
+        runtime: Runtime,
+        crew: Crew,
+        pause_at: int | None = None,
     ) -> None:
-        self.job, self.spec, self.runtime = job, spec, runtime
+        self.job, self.spec, self.runtime, self._pause_at = job, spec, runtime, pause_at
         self.checkpoints = folder.checkpoints(job.checkpoint.keep)
         self.curves = Curves(spec)
         self.roster = Roster(job, spec, folder.storage, crew, runtime, self.curves)
@@ -335,6 +342,11 @@ class Session:
             self._asked = now
             self._stop = self._stop or self.runtime.stop_requested()
         return self._stop
+
+    @property
+    def pause_due(self) -> bool:
+        """Whether the run has come to where it was to pause."""
+        return self._pause_at is not None and self.played >= self._pause_at and not self.over
 
     def conclude(self) -> None:
         """Record the last point of the curves, and say what could not be done."""

@@ -8,7 +8,7 @@ import re
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 import psutil
 
+from heliostat.clusters import submitted
 from heliostat.config.job import Tracking
 from heliostat.config.loading import AnyJob, dump
 from heliostat.errors import InputError, Problem, RunError
@@ -40,8 +41,8 @@ _STATUS: dict[str, EndStatus] = {"finished": "FINISHED", "interrupted": "KILLED"
 class Watcher(Protocol):
     """Whoever shows the run to a person."""
 
-    def show(self, snapshot: Snapshot) -> None:
-        """Called a few times a second, from any one thread at a time."""
+    def show(self, snapshot: Snapshot) -> str | None:
+        """Called a few times a second, from any one thread at a time. A reason asks the run to save and end."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ class Recorder(Protocol):
 
     def log_figure(self, path: Path, name: str) -> None:
         """Record a picture."""
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Record facts about the run as a whole."""
 
     def finish(self, status: EndStatus, timeout: float) -> TrackerStatus:
         """Close the record."""
@@ -89,8 +93,10 @@ def conduct(job: AnyJob, facts: Sequence[DataFacts], folder: RunFolder, watcher:
         folder.storage.replace("job.yaml", dump(job).encode())
         folder.storage.write_json("environment.json", describe())
         folder.update(status="running", tracking_uri=display_uri(uri), experiment=job.tracking.experiment)
-        open_tracker = partial(_open_tracker, job, facts, uri, folder)
-        monitor, outcome = work(folder, open_tracker, _Watched(watcher, folder))
+        open_tracker = partial(_open_tracker, job, facts, uri, folder, submitted.tags())
+        watched = _Watched(watcher, folder)
+        monitor, outcome = work(folder, open_tracker, watched)
+        told = outcome.message or (watched.why if outcome.status == "interrupted" else "")
         with tempfile.TemporaryDirectory(prefix="heliostat-") as pictures:
             try:
                 picture = Path(pictures) / "results.png"
@@ -102,12 +108,16 @@ def conduct(job: AnyJob, facts: Sequence[DataFacts], folder: RunFolder, watcher:
                     monitor.log_figure(picture, picture.stem)
             except OSError as error:  # the numbers are safe
                 _logger.warning("a picture of the run could not be written: %s", error)
+            if told or folder.about().get("message"):  # why it failed or was ended stands beside its curves
+                monitor.set_tags({"heliostat.outcome": told or outcome.status})
             tracking = monitor.finish(_STATUS[outcome.status], _FLUSH_SECONDS)
-        folder.update(status=outcome.status, step=outcome.step, message=outcome.message)
+        folder.update(status=outcome.status, step=outcome.step, message=told)
         return Finished(folder, outcome, uri, tracking)
 
 
-def _open_tracker(job: AnyJob, data: Sequence[DataFacts], uri: str, folder: RunFolder) -> Tracker:
+def _open_tracker(
+    job: AnyJob, data: Sequence[DataFacts], uri: str, folder: RunFolder, submission: Mapping[str, str]
+) -> Tracker:
     """Make the tracker of a run and tell it what does not change while the run works."""
     environment = folder.storage.read("environment.json").decode()
     git = json.loads(environment)["git"]
@@ -117,6 +127,8 @@ def _open_tracker(job: AnyJob, data: Sequence[DataFacts], uri: str, folder: RunF
         "mlflow.source.name": "heliostat",
         "mlflow.source.type": "JOB" if job.resources.runtime == "ray" else "LOCAL",
         "mlflow.user": psutil.Process().username(),
+        **submission,
+        **folder.about().get("tags", {}),
     }
     begin = getattr(job, "begin", None)
     if begin is not None:
@@ -133,6 +145,9 @@ def _open_tracker(job: AnyJob, data: Sequence[DataFacts], uri: str, folder: RunF
         system_metrics=job.tracking.system_metrics,
         spool=folder.spool(),
     )
+    varied = folder.about().get("varied")
+    if varied is not None:  # a member of a population changes its settings while it trains: they are curves
+        tracker.log_metrics(varied["values"], varied["step"])
     tracker.log_text(dump(job), "job.yaml")
     tracker.log_text(environment, "environment.json")
     for facts in data:
@@ -186,12 +201,16 @@ class _Watched:
 
     def __init__(self, watcher: Watcher, folder: RunFolder) -> None:
         self._watcher, self._folder, self._run_id = watcher, folder, folder.about().get("tracking_run_id")
+        self.why = ""
+        """Why the watcher asked the run to end; empty where it did not."""
 
-    def show(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: Snapshot) -> str | None:
         if snapshot.tracking_run_id != self._run_id and snapshot.tracking_run_id is not None:
             self._run_id = snapshot.tracking_run_id
             self._folder.update(tracking_run_id=self._run_id)
-        self._watcher.show(snapshot)
+        asked = self._watcher.show(snapshot)
+        self.why = self.why or asked or ""
+        return asked
 
 
 def in_this_process(
@@ -203,7 +222,8 @@ def in_this_process(
 
     def watch() -> None:
         while not ended.wait(POLL_SECONDS):
-            watcher.show(monitor.snapshot())
+            if watcher.show(monitor.snapshot()):
+                monitor.request_stop()
 
     thread = threading.Thread(target=watch, name="watch", daemon=True)
     thread.start()
@@ -229,7 +249,13 @@ def _step(snapshot: Snapshot) -> int:
 
 @contextmanager
 def stop_signals(request: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask the run to save and end; a second Ctrl-C ends it at once."""
+    """Ctrl-C and SIGTERM ask the run to save and end; a second Ctrl-C ends it at once.
+
+    Signals reach the main thread alone. A trial of a sweep works in another one and is stopped by its watcher.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def handle(number: int, frame: FrameType | None) -> None:
         request()

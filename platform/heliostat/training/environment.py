@@ -12,11 +12,14 @@ from typing import Any
 import psutil
 import torch
 
+from heliostat.clusters import submitted
+
 _PACKAGES = ("heliostat", "torch", "numpy", "ray", "mlflow", "pyarrow", "pillow", "scikit-learn")
 
 
 def describe() -> dict[str, Any]:
-    """Plain data about this process, its machine and the git checkout of the current directory."""
+    """Plain data about this process, its machine, and the git checkout of the current directory; in a submitted job, of
+    the folder from which the code was shipped."""
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -26,7 +29,7 @@ def describe() -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
-        "git": _git(),
+        "git": submitted.git() or checkout(Path.cwd()),
     }
 
 
@@ -47,13 +50,17 @@ def _processor() -> str:
     )
 
 
-def _git() -> dict[str, Any] | None:
-    """Commit and whether files differ from it; None outside a checkout or without git."""
+def checkout(folder: Path) -> dict[str, Any] | None:
+    """Commit and number of files that differ from it; None outside a checkout or without git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        changes = subprocess.run(
-            ["git", "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True
-        )
+        return {
+            "commit": git("rev-parse", "HEAD").strip(),
+            "changed_files": len(git("status", "--porcelain").splitlines()),
+        }
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit.stdout.strip(), "changed_files": len(changes.stdout.splitlines())}

@@ -23,6 +23,7 @@ from heliostat.training.conduct import (
     Finished,
     Recorder,
     Watcher,
+    Work,
     check_tracking,
     conduct,
     in_this_process,
@@ -117,6 +118,16 @@ def load(job: Job) -> Datasets:
     whole: Samples = job.data.train.load()
     train = fraction_of(whole, job.data.train_fraction, job.seed)
     data = Datasets(train, job.data.test.load() if job.data.test is not None else None)
+    check_fit(job, data)
+    return data
+
+
+def check_fit(job: Job, data: Datasets) -> None:
+    """Whether a job fits its data and what it begins from.
+
+    Raises:
+        InputError: it does not; says why.
+    """
     problems = check_evaluators(job, data.train)
     for index, evaluator in enumerate(job.evaluation):
         if evaluator.needs_labels and data.test is not None and data.test.labels is None:
@@ -128,7 +139,6 @@ def load(job: Job) -> Datasets:
     require(problems)
     check_against_data(job, data)
     check_algorithm(job, data)
-    return data
 
 
 def check_algorithm(job: Job, data: Datasets) -> None:
@@ -183,8 +193,12 @@ def settled(job: Job) -> Job:
 
 
 def _work(job: Job, data: Datasets, folder: RunFolder, watcher: Watcher) -> Finished:
-    work = partial(_run_here if job.resources.runtime == "local" else _run_on_ray, job, data)
-    return conduct(job, data_facts(data), folder, watcher, work)
+    return conduct(job, data_facts(data), folder, watcher, work(job, data))
+
+
+def work(job: Job, data: Datasets, pause_at: int | None = None) -> Work:
+    """The work of a run, for :func:`conduct`; ``pause_at``: see :class:`TrainingLoop`."""
+    return partial(_run_here if job.resources.runtime == "local" else _run_on_ray, job, data, pause_at)
 
 
 def data_facts(data: Datasets) -> list[DataFacts]:
@@ -197,29 +211,39 @@ def data_facts(data: Datasets) -> list[DataFacts]:
 
 
 def _run_here(
-    job: Job, data: Datasets, folder: RunFolder, open_tracker: Callable[[], Tracker], watcher: Watcher
+    job: Job,
+    data: Datasets,
+    pause_at: int | None,
+    folder: RunFolder,
+    open_tracker: Callable[[], Tracker],
+    watcher: Watcher,
 ) -> tuple[Recorder, Outcome]:
     """The loop in this process."""
 
-    def work(monitor: Monitor) -> Outcome:
-        return TrainingLoop(job, data, LocalRuntime(monitor, device=device(job)), folder).run()
+    def train(monitor: Monitor) -> Outcome:
+        return TrainingLoop(job, data, LocalRuntime(monitor, device=device(job)), folder, pause_at).run()
 
-    return in_this_process(work, folder, open_tracker, watcher)
+    return in_this_process(train, folder, open_tracker, watcher)
 
 
 def _run_on_ray(
-    job: Job, data: Datasets, folder: RunFolder, open_tracker: Callable[[], Tracker], watcher: Watcher
+    job: Job,
+    data: Datasets,
+    pause_at: int | None,
+    folder: RunFolder,
+    open_tracker: Callable[[], Tracker],
+    watcher: Watcher,
 ) -> tuple[Recorder, Outcome]:
     """The loop in a Ray Train worker group; this thread shows how it goes."""
     from heliostat.training.ray_runtime import RayRun  # here, so that a local run imports no Ray
 
-    run = RayRun(job, data, folder, open_tracker)
+    run = RayRun(job, data, folder, open_tracker, pause_at)
     asked = threading.Event()
     told = False
     with stop_signals(asked.set):
         while not run.wait(POLL_SECONDS):
-            watcher.show(run.monitor.snapshot())
-            if asked.is_set() and not told:
+            stop = watcher.show(run.monitor.snapshot())
+            if (stop or asked.is_set()) and not told:
                 run.monitor.request_stop()
                 told = True
     watcher.show(run.monitor.snapshot())

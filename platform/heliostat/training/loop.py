@@ -56,10 +56,13 @@ class TrainingLoop:
         data: the samples, shared by all workers of a node.
         runtime: where this worker runs and whom it tells.
         folder: the run's files.
+        pause_at: end after this many steps, with a checkpoint, as if a stop had been asked for then.
     """
 
-    def __init__(self, job: Job, data: Datasets, runtime: Runtime, folder: RunFolder) -> None:
-        self.job, self.runtime, self.folder = job, runtime, folder
+    def __init__(
+        self, job: Job, data: Datasets, runtime: Runtime, folder: RunFolder, pause_at: int | None = None
+    ) -> None:
+        self.job, self.runtime, self.folder, self.pause_at = job, runtime, folder, pause_at
         self.checkpoints = folder.checkpoints(job.checkpoint.keep)
         self.loader = Loader(
             data.train,
@@ -80,6 +83,7 @@ class TrainingLoop:
         self._first_bad = torch.tensor(_NEVER, device=runtime.device)
         self._failed_saves = 0
         self._unsound: set[int] = set()  # steps whose checkpoint cannot be read
+        self._warned = False  # whether a checkpoint was made because nodes will be taken away
         self._mark = (time.perf_counter(), 0)  # when the last point of the curves was made, and after how many steps
 
     def _compile(self) -> None:
@@ -267,11 +271,13 @@ class TrainingLoop:
         """Make a step and do what is due after it: points of curves, evaluations, a checkpoint. Returns why to end."""
         done = step + 1
         last = done == self.total_steps
-        report = done % self.job.tracking.every_steps == 0 or last or self._due(done)
+        pause = done == self.pause_at
+        report = done % self.job.tracking.every_steps == 0 or last or pause or self._due(done)
         made = self.advance(step, measure=report)
         if not report:
             return None
         metrics, first_bad, stop = self._agree(made)
+        stop = stop or pause
         since, before = self._mark
         samples = (done - before) * self.loader.samples_per_step
         metrics["perf/samples_per_second"] = samples / (time.perf_counter() - since)
@@ -285,12 +291,12 @@ class TrainingLoop:
             problem = self._save(done)
             saved = f"; and {problem}" if problem else ""
             message = f"stopped, because the representation has collapsed: {collapse.reason}{saved}"
-            return Outcome("failed", done, message)
+            return Outcome("failed", done, message, collapsed=True)
         if not last and self.evaluation.due(done, self.loader.steps_per_epoch):
             self._evaluate(done, at_end=False)
         if not last and self._samples_due(done):
             self._sample(done)
-        if last or stop or self._due(done):
+        if last or stop or self._preempted() or self._due(done):
             problem = self._save(done)
             if last and problem:
                 return Outcome("failed", done, f"training ended, but {problem}")
@@ -342,6 +348,17 @@ class TrainingLoop:
             keep_samples(self.state.algorithm, data, self.folder, self.runtime.device, count=count, step=done)
         except OSError as error:  # training does not depend on it
             self.runtime.notice(f"samples could not be written: {error}")
+
+    def _preempted(self) -> bool:
+        """Whether nodes will be taken away, the first time that it is told: what is saved now need not be made again by
+        the workers that replace these."""
+        warning = self.runtime.preemption()
+        if warning is None or self._warned:
+            return False
+        self._warned = True
+        if self.runtime.rank == 0:
+            self.runtime.notice(f"{warning}; saving a checkpoint now")
+        return True
 
     def _agree(self, made: Progressed) -> tuple[dict[str, float], int, bool]:
         """Average the metrics over workers, and settle together whether the loss went bad or a stop was asked for."""

@@ -45,6 +45,8 @@ class Outcome:
     message: str = ""
     results: dict[str, float] = field(default_factory=dict)
     """Final evaluation metrics and baselines by name."""
+    collapsed: bool = False
+    """Whether it failed because the representation stayed collapsed."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Snapshot:
     outcome: Outcome | None
     tracking_run_id: str | None
     """MLflow's id of the run, once the store has it."""
+    latest: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    """Of each metric that was logged, its newest step and value."""
 
 
 class Monitor:
@@ -73,10 +77,12 @@ class Monitor:
         self._notices: list[str] = []
         self._outcome: Outcome | None = None
         self._stop = False
+        self._latest: dict[str, tuple[int, float]] = {}
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record points of curves at one step."""
         self.tracker.log_metrics(metrics, step)
+        self._latest = self._latest | {name: (step, float(value)) for name, value in metrics.items()}
 
     def progress(self, progress: Progress) -> None:
         """Replace the shown progress."""
@@ -98,6 +104,10 @@ class Monitor:
         """Record a picture; the file must stay until :meth:`finish` has returned."""
         self.tracker.log_figure(path, name)
 
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Record facts about the run as a whole."""
+        self.tracker.set_tags(tags)
+
     def conclude(self, outcome: Outcome) -> None:
         """Keep how the loop ended."""
         self._outcome = outcome
@@ -112,7 +122,7 @@ class Monitor:
 
     def snapshot(self) -> Snapshot:
         """What has been said so far."""
-        return Snapshot(self._progress, tuple(self._notices), self._outcome, self.tracker.run_id)
+        return Snapshot(self._progress, tuple(self._notices), self._outcome, self.tracker.run_id, self._latest)
 
     def finish(self, status: EndStatus, timeout: float) -> TrackerStatus:
         """Send what is left and close the run in the tracker; ``timeout`` in seconds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 
 import ray
 
@@ -19,7 +20,8 @@ def connect(cpus: float, gpus: float, who: str) -> None:
         who: needs them, for errors: "4 workers".
 
     Raises:
-        InputError: this machine is too small. A cluster may grow, so there Ray waits instead.
+        InputError: this machine is too small, or a cluster that does not grow and whose lost nodes do not come back.
+            For a cluster that can grow, Ray waits instead.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; silences its notice
     if not ray.is_initialized():
@@ -28,10 +30,40 @@ def connect(cpus: float, gpus: float, who: str) -> None:
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     short = [f"{n:g} {kind}s" for kind, n in wanted.items() if n > have.get(kind, 0)]
-    if short and len(nodes) == 1:
+    if short and (len(nodes) > 1 or _limits() is not None):
+        _require_room(wanted, who)
+    elif short:
         available = ", ".join(f"{have.get(kind, 0):g} {kind}s" for kind in wanted)
         what = (
             f"{who} need {' and '.join(short)}, but this machine has {available}; ask for fewer or smaller "
             f"{who.split()[-1]}"
         )
         raise InputError(Problem(what, "resources"))
+
+
+_JOIN_SECONDS = 60.0
+"""How long nodes that were lost, or are just starting, may take to join a cluster that does not grow by itself."""
+
+
+def _limits() -> dict[str, float] | None:
+    """The most that the cluster can have by its autoscaler's file; None where it has no autoscaler."""
+    found = ray._private.state.state.get_max_resources_from_cluster_config()  # no public way; Ray is pinned
+    return dict(found) if found else None
+
+
+def _require_room(wanted: dict[str, float], who: str) -> None:
+    """Refuse what a cluster of several nodes can never have."""
+    limits = _limits()
+    deadline = time.monotonic() + _JOIN_SECONDS
+    while True:
+        have: dict[str, float] = limits if limits is not None else ray.cluster_resources()  # type: ignore[no-untyped-call]
+        short = [f"{n:g} {kind}s" for kind, n in wanted.items() if n > have.get(kind, 0)]
+        if not short:
+            return
+        if limits is not None or time.monotonic() > deadline:
+            break
+        time.sleep(1.0)
+    available = ", ".join(f"{have.get(kind, 0):g} {kind}s" for kind in wanted)
+    grows = "can grow to" if limits is not None else f"has no autoscaler, and after {_JOIN_SECONDS:g} s has"
+    what = f"{who} need {' and '.join(short)}, but this cluster {grows} {available}; ask for fewer, or add nodes"
+    raise InputError(Problem(what, "resources"))

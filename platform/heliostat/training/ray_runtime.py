@@ -17,6 +17,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -25,7 +26,7 @@ from heliostat.config.job import Job
 from heliostat.config.loading import dump, parse
 from heliostat.data.samples import Samples
 from heliostat.data.sharing import Shared, share
-from heliostat.errors import InputError, RunError
+from heliostat.errors import InputError, PartLost, RunError
 from heliostat.training import ray_cluster
 from heliostat.training.datasets import Datasets
 from heliostat.training.loop import TrainingLoop
@@ -73,6 +74,13 @@ class RayRuntime:
     def stop_requested(self) -> bool:
         return bool(self.rank == 0 and ray.get(self._monitor.stop_requested.remote()))
 
+    def preemption(self) -> str | None:
+        info = ray.train.get_preemption_info()  # a barrier: all workers call it at the same steps
+        if info is None:
+            return None
+        ranks = ", ".join(map(str, info.preempted_ranks))
+        return f"{len(info.preempted_node_ids)} node(s) with the workers {ranks} will be taken away"
+
 
 class _TellFailures(UserCallback):
     """Shows at once why a worker group is being restarted; runs on Ray Train's controller."""
@@ -97,7 +105,7 @@ def _work(config: dict[str, Any]) -> None:
     alone = folder.locked("worker", _OLD_WORKER_S) if runtime.rank == 0 else nullcontext()
     with alone:  # a run that is still held by another process fails this worker: Ray may try again
         try:
-            TrainingLoop(job, data, runtime, folder).run()
+            TrainingLoop(job, data, runtime, folder, config["pause_at"]).run()
         except (InputError, RunError) as error:  # would be the same after a restart
             runtime.conclude(Outcome("failed", 0, str(error)))
 
@@ -122,9 +130,17 @@ class RayRun:
         data: decoded samples; put into the object store once.
         folder: the run's files.
         open_tracker: makes the tracker, inside the monitor's actor.
+        pause_at: see :class:`TrainingLoop`.
     """
 
-    def __init__(self, job: Job, data: Datasets, folder: RunFolder, open_tracker: Callable[[], Tracker]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        data: Datasets,
+        folder: RunFolder,
+        open_tracker: Callable[[], Tracker],
+        pause_at: int | None = None,
+    ) -> None:
         connect(job)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(Monitor)
@@ -142,9 +158,11 @@ class RayRun:
                 "train": share(data.train),
                 "test": share(data.test) if data.test is not None else None,
                 "monitor": self._handle,
+                "pause_at": pause_at,
             },
             scaling_config=ScalingConfig(
                 num_workers=cast("int", resources.workers),  # or a range; Ray's annotation is that of Train v1
+                elastic_resize_monitor_interval_s=resources.resize_seconds,  # type: ignore[call-arg]  # as above
                 use_gpu=resources.gpus_per_worker > 0,
                 resources_per_worker=per_worker,
             ),
@@ -183,23 +201,41 @@ class RayRun:
 
 
 class RemoteMonitor:
-    """The driver's side of the monitor's actor."""
+    """The driver's side of the monitor's actor.
+
+    Raises:
+        PartLost: from each method, once the actor is dead.
+    """
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
     def snapshot(self) -> Snapshot:
         """As :meth:`Monitor.snapshot`."""
-        return cast("Snapshot", ray.get(self._handle.snapshot.remote()))
+        return cast("Snapshot", self._get(self._handle.snapshot.remote()))
 
     def request_stop(self) -> None:
         """As :meth:`Monitor.request_stop`."""
-        ray.get(self._handle.request_stop.remote())
+        self._get(self._handle.request_stop.remote())
 
     def log_figure(self, path: Path, name: str) -> None:
         """As :meth:`Monitor.log_figure`; the actor is on this machine and reads the same file."""
-        ray.get(self._handle.log_figure.remote(path, name))
+        self._get(self._handle.log_figure.remote(path, name))
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """As :meth:`Monitor.set_tags`."""
+        ray.get(self._handle.set_tags.remote(dict(tags)))
 
     def finish(self, status: EndStatus, timeout: float) -> TrackerStatus:
         """As :meth:`Monitor.finish`."""
-        return cast("TrackerStatus", ray.get(self._handle.finish.remote(status, timeout)))
+        return cast("TrackerStatus", self._get(self._handle.finish.remote(status, timeout)))
+
+    @staticmethod
+    def _get(answer: Any) -> Any:
+        """The monitor is not restarted: points since the last checkpoint that it had not sent went with it, and only
+        steps made again bring them back."""
+        try:
+            return ray.get(answer)
+        except RayActorError as error:
+            what = "the process that keeps the run's record died; the run can go on from its newest checkpoint"
+            raise PartLost(f"{what} ({str(error).strip().splitlines()[0]})") from None

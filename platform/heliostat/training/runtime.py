@@ -46,6 +46,10 @@ class Runtime(Protocol):
     def stop_requested(self) -> bool:
         """Whether the run should save and end; asked on every rank, and one yes is enough."""
 
+    def preemption(self) -> str | None:
+        """In words, that nodes of this run will be taken away soon, else None; the same on every rank, which all ask at
+        the same steps."""
+
 
 class LocalRuntime:
     """This process, without Ray; with ``rank`` and ``world_size`` also one process of a torch.distributed group."""
@@ -61,6 +65,10 @@ class LocalRuntime:
         self.link_checkpoint = monitor.link_checkpoint
         self.conclude = monitor.conclude
         self.stop_requested = monitor.stop_requested
+
+    def preemption(self) -> str | None:
+        """A process is not told."""
+        return None
 
 
 class SilentRuntime:
@@ -90,3 +98,7 @@ class SilentRuntime:
     def stop_requested(self) -> bool:
         """Nobody asks."""
         return False
+
+    def preemption(self) -> str | None:
+        """Nobody tells."""
+        return None

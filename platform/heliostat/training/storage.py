@@ -64,8 +64,11 @@ class Storage:
         self.filesystem.create_dir(self.path(name), recursive=True)
 
     def delete(self, name: str) -> None:
-        """Delete a folder with its content, if it exists."""
-        if self.exists(name):
+        """Delete a file, or a folder with its content, if it exists."""
+        kind = self.filesystem.get_file_info(self.path(name)).type
+        if kind == fs.FileType.File:
+            self.filesystem.delete_file(self.path(name))
+        elif kind == fs.FileType.Directory:
             self.filesystem.delete_dir(self.path(name))
 
     @contextmanager

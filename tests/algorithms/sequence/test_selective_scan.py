@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import subprocess
+import sys
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from heliostat_algorithms.sequence.mamba import Mamba
 from heliostat_algorithms.sequence.state_space.selective_scan import phi, phi_slope, selective_scan, selective_step
 
 
@@ -125,3 +132,90 @@ def test_phi_and_its_slope_where_they_cancel() -> None:
     s = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
     torch.testing.assert_close(phi(x), (x[:, None] * s).exp().mean(dim=1), rtol=1e-6, atol=0)
     torch.testing.assert_close(phi_slope(x), (s * (x[:, None] * s).exp()).mean(dim=1), rtol=1e-6, atol=0)
+
+
+# Triton's kernels. Triton comes with PyTorch's builds for CUDA and is no dependency of its own; without it there is
+# nothing to test. Its interpreter runs them on the CPU, in float64, in processes that ask for it before the import.
+
+MODULE = "heliostat_algorithms.sequence.state_space.selective_scan_triton"
+
+
+def test_tritons_kernels_in_its_interpreter() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch's builds for CUDA")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "interpreted"]
+    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert " skipped" not in done.stdout
+
+
+@pytest.fixture
+def scan() -> Any:
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("runs in the process of test_tritons_kernels_in_its_interpreter")
+    return importlib.import_module(MODULE).TritonScan.apply
+
+
+def _gradients(found: tuple[Tensor, Tensor], arguments: list[Tensor]) -> tuple[Tensor, ...]:
+    made = torch.Generator().manual_seed(0)
+    weights = [torch.randn(x.shape, dtype=x.dtype, generator=made).to(x.device) for x in found]
+    total = (found[0] * weights[0]).sum() + (found[1] * weights[1]).sum()
+    return torch.autograd.grad(total, arguments)
+
+
+# 70 steps make chunks of 16; 40 channels are more than one program has; 5 states are no power of 2.
+@pytest.mark.parametrize("shape", [(2, 1, 3, 4), (2, 5, 3, 4), (1, 70, 2, 3), (2, 20, 40, 5)])
+@pytest.mark.parametrize("exact", [False, True])
+def test_interpreted_kernels_are_the_recurrence(scan: Any, shape: tuple[int, int, int, int], exact: bool) -> None:
+    arguments = inputs(*shape)
+    ours, theirs = scan(*arguments, exact), loop(*arguments, exact)
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-9)
+    for mine, reference in zip(_gradients(ours, arguments), _gradients(theirs, arguments), strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_interpreted_small_and_vanishing_exponents(scan: Any, exact: bool) -> None:
+    u, step, A, B, C, state = inputs(1, 6, 2, 3)
+    with torch.no_grad():
+        A[0, 0] = 0.0
+        A[0, 1] = -1e-6
+        A[1, 2] = -0.2
+    ours, theirs = (f(u, step, A, B, C, state, exact) for f in (scan, selective_scan))
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-9)
+    arguments = [u, step, A, B, C, state]
+    for mine, reference in zip(_gradients(ours, arguments), _gradients(theirs, arguments), strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-8, atol=1e-8)
+
+
+def test_interpreted_a_network_gives_the_same_in_float32(scan: Any) -> None:
+    torch.manual_seed(0)
+    network = Mamba(width=8, depth=2, states=4, scan="triton").build()
+    x = torch.randn(2, 33, 8)
+    found = network(x)
+    for block in network.modules():
+        if hasattr(block, "scan"):
+            block.scan = "torch"
+    torch.testing.assert_close(found, network(x), rtol=1e-5, atol=1e-5)
+
+
+def test_without_triton_the_plain_form_is_taken_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    sys.modules.pop(MODULE, None)
+    arguments = inputs(1, 5, 2, 3)
+    ours = selective_scan(*arguments)
+    torch.testing.assert_close(ours[0], loop(*arguments, False)[0], rtol=1e-9, atol=1e-9)
+    with pytest.raises(ModuleNotFoundError, match="triton"):
+        selective_scan(*arguments, implementation="triton")
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("shape", [(4, 512, 128, 16), (1, 1024, 64, 16), (8, 250, 200, 16)])
+def test_compiled_kernels_are_those_of_the_plain_form(shape: tuple[int, int, int, int]) -> None:
+    arguments = [x.detach().float().cuda().requires_grad_() for x in inputs(*shape)]
+    ours, theirs = (selective_scan(*arguments, implementation=which) for which in ("triton", "torch"))
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-4)
+    for mine, reference in zip(_gradients(ours, arguments), _gradients(theirs, arguments), strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-3, atol=1e-3)

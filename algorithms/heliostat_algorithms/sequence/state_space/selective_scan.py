@@ -17,8 +17,10 @@ states or channels are matrix products.
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from typing import Any, cast
+from functools import cache
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -32,8 +34,19 @@ _NEAR, _TERMS = 0.1, 6
 """Where ``phi_slope`` is summed from its series, and up to which power: a truncation below 1e-11."""
 
 
+Implementation: TypeAlias = Literal["auto", "torch", "triton"]
+"""``auto``: Triton's kernels on CUDA devices where Triton is installed, plain PyTorch elsewhere."""
+
+
 def selective_scan(
-    u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None = None, exact: bool = False
+    u: Tensor,
+    step: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    state: Tensor | None = None,
+    exact: bool = False,
+    implementation: Implementation = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Scan whole sequences, differentiably (once) in all arguments.
 
@@ -45,18 +58,35 @@ def selective_scan(
         C: (B, L, N), how states are read.
         state: (B, D, N) before the first input; None: zeros.
         exact: zero-order hold in place of Euler's rule.
+        implementation: what computes it; the numbers are the same up to rounding.
 
     Returns:
         y (B, L, D) in u's type, and the state (B, D, N) after the last input. Computed in float32 at least, under
         autocast too.
+
+    Raises:
+        ModuleNotFoundError: Triton is asked for and not installed.
     """
     dtype = torch.promote_types(u.dtype, torch.float32)
     if state is None:
         state = u.new_zeros(u.shape[0], *A.shape, dtype=dtype)
     exact_inputs = [x.to(dtype) for x in (u, step, A, B, C, state)]
     with torch.autocast(u.device.type, enabled=False):
-        y, last = cast("tuple[Tensor, Tensor]", _ChunkedScan.apply(*exact_inputs, exact))  # type: ignore[no-untyped-call]
+        y, last = _implementation(implementation, u).apply(*exact_inputs, exact)
     return y.to(u.dtype), last
+
+
+def _implementation(wanted: Implementation, u: Tensor) -> Any:
+    if wanted == "torch" or (wanted == "auto" and not (u.is_cuda and _has_triton())):
+        return _ChunkedScan
+    from heliostat_algorithms.sequence.state_space.selective_scan_triton import TritonScan
+
+    return TritonScan
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def selective_step(

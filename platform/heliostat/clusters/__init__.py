@@ -1,0 +1,1 @@
+"""Ray clusters: their files, what a job needs of them, and the way of a job to them and back."""
