@@ -229,3 +229,17 @@ def test_list(heliostat: Heliostat) -> None:
     assert all(what for entries in listing.values() for what in entries.values())
     code, _, _ = heliostat("list", "algorithm")
     assert code == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("environment.id=CartPol-v1", "Did you mean 'CartPole-v1'?"),
+        ("environment.id=Pendulum-v1", "continuous"),
+        ("replay={capacity: 32, minimum: 32, samples_per_insert: 8}", "a batch of 64 is larger than the memory of 32"),
+        ("resources.shards=3", "3 shards cannot share 100000 slots equally; 99999 would do"),
+    ],
+    ids=["unknown-environment", "continuous-actions", "batch-above-memory", "shards-do-not-divide"],
+)
+def test_reinforcement(heliostat: Heliostat, override: str, said: str) -> None:
+    assert said in refused(heliostat, override, job=JOB.parents[1] / "reinforcement/cartpole.yaml")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import threading
 import time
 from collections import Counter, deque
@@ -22,11 +23,13 @@ import torch
 
 from heliostat.config.reinforcement import ReinforcementJob
 from heliostat.errors import RunError
-from heliostat.reinforcement import launch, overlapped, session
+from heliostat.reinforcement import flight, launch, overlapped, session
 from heliostat.reinforcement.crew import LocalCrew, Member, MemberLost, Resources
+from heliostat.reinforcement.judge import Verdict
+from heliostat.reinforcement.learner import LearnerReport
 from heliostat.reinforcement.rollout import RolloutReport, RolloutWorker
 from heliostat.reinforcement.session import Session
-from heliostat.reinforcement.shard import ReplayShard
+from heliostat.reinforcement.shard import ReplayShard, ShardReport
 from heliostat.reinforcement.snapshots import Pending
 from heliostat.training.monitor import Outcome
 from heliostat.training.run_folder import RunFolder
@@ -105,6 +108,10 @@ class SimulatedCrew:
     faults: Sequence[Fault] = ()
     kills: Sequence[tuple[int, str, int]] = ()
     """(number of tasks done by all, role, index): who dies then."""
+    nodes: Sequence[tuple[int, Sequence[Key]]] = ()
+    """(number of tasks done by all, who is there): a machine that is lost then, with all that its members made."""
+    slow: dict[Key, int] = field(default_factory=dict)
+    """Members who get one turn where the others get so many."""
     ends: int | None = None
     """Number of tasks done by all after which the coordinator is killed."""
     members: dict[Key, Member] = field(default_factory=dict)
@@ -112,6 +119,8 @@ class SimulatedCrew:
     queues: dict[Key, deque[Task]] = field(default_factory=dict)
     dead_ones: dict[Key, str] = field(default_factory=dict)
     hanging: set[Key] = field(default_factory=set)
+    made: dict[Key, list[Future]] = field(default_factory=dict)
+    """What lies on the machine of each; small things travel to the coordinator at once."""
     calls: Counter[tuple[str, int, str]] = field(default_factory=Counter)
     hired: list[Member] = field(default_factory=list)
     reports: list[RolloutReport] = field(default_factory=list)
@@ -124,6 +133,7 @@ class SimulatedCrew:
     def __post_init__(self) -> None:
         self.dice = random.Random(self.seed)
         self.killed = sorted(self.kills)
+        self.broken = sorted(self.nodes)
 
     # What a coordinator sees
 
@@ -222,6 +232,10 @@ class SimulatedCrew:
             _, *key = self.killed.pop(0)
             if (key[0], key[1]) in self.objects:
                 self.die((key[0], key[1]))  # type: ignore[arg-type]
+        while self.broken and self.broken[0][0] <= self.tasks:
+            for key in self.broken.pop(0)[1]:
+                if key in self.objects:
+                    self.lose(key)
         able = [
             key
             for key, queue in self.queues.items()
@@ -229,8 +243,16 @@ class SimulatedCrew:
         ]
         if not able:
             return False
-        self.do(self.dice.choice(able))
+        turns = [1 / self.slow.get(key, 1) for key in able]
+        self.do(self.dice.choices(able, turns)[0] if self.slow else self.dice.choice(able))
         return True
+
+    def lose(self, key: Key) -> None:
+        """A member dies with its machine, and what it made can be had no more."""
+        self.die(key, "its node is gone")
+        for future in self.made.pop(key, ()):
+            if future.lost is None:
+                future.value, future.lost = None, "ObjectLostError: its node is gone"
 
     def do(self, key: Key) -> None:
         self.tasks += 1
@@ -268,6 +290,8 @@ class SimulatedCrew:
         values = [value] if len(task.futures) == 1 else value
         for future, each in zip(task.futures, values, strict=True):
             future.settle(each)
+            if not isinstance(each, RolloutReport | LearnerReport | ShardReport | Verdict | float):
+                self.made.setdefault(key, []).append(future)
 
     def call(self, key: Key, task: Task) -> Any:
         arguments = [a.value if isinstance(a, Future) else a for a in task.arguments]
@@ -362,8 +386,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Any) -> Callable[
             patch.setattr(launch, "Session", Watched)
             patch.setattr(launch, "_crew", lambda job: crew)
             if isinstance(crew, SimulatedCrew):
-                patch.setattr(overlapped, "time", Clock(crew))
-                patch.setattr(session, "time", Clock(crew))
+                for module in (flight, overlapped, session):
+                    patch.setattr(module, "time", Clock(crew))
             try:
                 outcome = launch.run(job, job.environment.spec(), folder, watcher)
             except RunError as failure:
@@ -397,8 +421,8 @@ def demanded(job: ReinforcementJob, played: int) -> int:
     return int(replay.samples_per_insert * (played - replay.minimum) // job.optimization.batch_size)
 
 
-def assert_complete(run: Run, *, resumed: bool = False) -> None:
-    """What holds of every run that has finished."""
+def assert_complete(run: Run, *, resumed: bool = False, short: int = 0) -> None:
+    """What holds of every run that has finished; ``short``: updates for which no memory was left."""
     job, session = run.session.job, run.session
     assert run.error is None, run.error
     assert run.outcome is not None
@@ -413,7 +437,7 @@ def assert_complete(run: Run, *, resumed: bool = False) -> None:
     assert run.weights is None or run.adam_steps == session.updates  # a learner may die when all is done
     slack = 0.0 if resources.lockstep else job.replay.samples_per_insert * (job.replay.tolerance or 0.0)
     ahead = int((job.replay.samples_per_insert * (session.played - job.replay.minimum) + slack) // batch)
-    assert demanded(job, session.played) <= session.updates <= max(ahead, demanded(job, session.played))
+    assert demanded(job, session.played) - short <= session.updates <= max(ahead, demanded(job, session.played))
     state = run.folder.checkpoints().load(session.played)
     assert (state["played"], state["updates"]) == (session.played, session.updates)
     assert adam_steps(state["learner"]) == session.updates
@@ -439,7 +463,7 @@ def test_in_lockstep_the_run_is_what_was_asked_for(small: MakeJob, run: Callable
     assert_complete(ended)
     assert ended.session.updates == demanded(job, ended.session.played)
     assert ended.inserted == ended.session.played
-    assert ended.session.failures == 0
+    assert ended.session.roster.failures == 0
     assert ended.notices == []
     again = run(job, SimulatedCrew(seed=5), "again")  # in any other order
     assert all(torch.equal(v, again.weights["agent"][n]) for n, v in ended.weights["agent"].items())
@@ -465,7 +489,7 @@ def test_overlapped_the_run_is_what_was_asked_for(
     ended = run(job, SimulatedCrew(seed))
     assert_complete(ended)
     assert ended.inserted == ended.session.played
-    assert (ended.session.failures, ended.notices) == (0, [])
+    assert (ended.session.roster.failures, ended.notices) == (0, [])
     assert ended.session.limiter.state() == {
         "inserted": ended.session.played,
         "sampled": ended.session.updates * job.optimization.batch_size,
@@ -595,7 +619,7 @@ def test_whoever_dies_is_replaced_and_the_run_ends_with_what_was_asked_for(
         assert len(ended.notices) == 1, ended.notices
         assert ended.notices[0].startswith(f"{fault.role} {fault.index} was replaced (it was killed): ")
         assert LOST[fault.role] in ended.notices[0]
-        assert ended.session.failures == 1
+        assert ended.session.roster.failures == 1
         assert ended.told.curve("run/failures")[-1][1] == 1
         lives = Counter((member.role, member.index) for member in ended.crew.hired)
         assert lives.pop((fault.role, fault.index)) == 2
@@ -616,7 +640,7 @@ def test_a_death_at_the_very_end_costs_nothing_of_what_was_asked_for(
     kill = [Fault(role, 0, method, last)]
     ended = run(job, SimulatedCrew(None, kill), "run")
     assert_complete(ended)
-    assert ended.session.failures == 1
+    assert ended.session.roster.failures == 1
 
 
 @pytest.mark.parametrize("role", ["rollout", "shard", "learner", "evaluator"])
@@ -676,7 +700,7 @@ def test_a_rollout_that_fails_twice_is_replaced_twice(
     job = small(*ONE, f"resources.overlap={str(overlap).lower()}")
     ended = run(job, SimulatedCrew(1, [Fault("rollout", 0, "play", 3, kind, times=2)]))
     assert_complete(ended)
-    assert ended.session.failures == 2
+    assert ended.session.roster.failures == 2
     assert [member.life for member in ended.crew.hired if member.role == "rollout"] == [0, 1, 2]
 
 
@@ -729,7 +753,7 @@ def test_after_a_learner_s_death_nobody_plays_with_what_it_had_learned_since(
     crew.call = call  # type: ignore[method-assign]
     ended = run(job, crew)
     assert_complete(ended)
-    assert ended.session.failures == 1
+    assert ended.session.roster.failures == 1
     assert all(given), given
 
 
@@ -748,7 +772,7 @@ def test_a_memory_that_is_lost_is_filled_before_learning_goes_on(small: MakeJob,
         crew.call = call  # type: ignore[method-assign]
         ended = run(job, crew, f"{overlap}-{seed}")
         assert_complete(ended)
-        assert ended.session.failures == 1
+        assert ended.session.roster.failures == 1
         assert min(fewest) >= 120 - 4, "it was learned from what had hardly begun to fill"
 
 
@@ -806,7 +830,7 @@ def test_a_member_that_cannot_be_made_ends_the_run_with_the_reason(
     for role, name in (("shard", "ReplayShard"), ("learner", "Learner"), ("evaluator", "Judge")):
         for overlap in ("false", "true"):
             with monkeypatch.context() as patch:
-                patch.setattr(f"heliostat.reinforcement.session.{name}", broken)
+                patch.setattr(f"heliostat.reinforcement.roster.{name}", broken)
                 job = small(*MANY, f"resources.overlap={overlap}", "resources.max_failures=2")
                 ended = run(job, SimulatedCrew(1), f"{role}-{overlap}")
             assert ended.error is not None
@@ -820,7 +844,7 @@ def test_a_second_death_while_the_first_is_mended(small: MakeJob, run: Callable[
     faults = [Fault("learner", 0, "update", 12), Fault("learner", 0, "load", 1)]
     ended = run(job, SimulatedCrew(None, faults))
     assert_complete(ended)
-    assert ended.session.failures == 2
+    assert ended.session.roster.failures == 2
 
 
 @pytest.mark.parametrize("roles", list(itertools.combinations(["rollout", "shard", "learner", "evaluator"], 2)))
@@ -831,7 +855,7 @@ def test_two_deaths_at_once(small: MakeJob, run: Callable[..., Run], roles: tupl
         moment = calm.crew.tasks // 2
         ended = run(job, SimulatedCrew(seed, kills=[(moment, role, 0) for role in roles]), f"{overlap}-{seed}")
         assert_complete(ended)
-        assert ended.session.failures == 2
+        assert ended.session.roster.failures == 2
         assert {notice.split(" was replaced")[0] for notice in ended.notices} == {f"{role} 0" for role in roles}
 
 
@@ -859,7 +883,7 @@ def killed_at_random(small: MakeJob, run: Callable[..., Run], seed: int) -> None
     kills = random_kills(dice, 3)
     ended = run(random_job(small, dice), SimulatedCrew(seed, kills=kills))
     assert_complete(ended)
-    assert ended.session.failures <= len(kills), ended.notices
+    assert ended.session.roster.failures <= len(kills), ended.notices
 
 
 def driver_killed_at_random(small: MakeJob, run: Callable[..., Run], seed: int) -> None:
@@ -894,6 +918,73 @@ def test_killed_at_many_random_moments(small: MakeJob, run: Callable[..., Run], 
 @pytest.mark.parametrize("seed", range(100, 300))
 def test_a_driver_that_is_killed_at_many_random_moments(small: MakeJob, run: Callable[..., Run], seed: int) -> None:
     driver_killed_at_random(small, run, seed)
+
+
+def lost_nodes(dice: random.Random, most: int) -> list[tuple[int, Sequence[Key]]]:
+    """Machines that are lost at random moments, each with some of the members on it."""
+    everybody: list[Key] = [
+        ("rollout", 0),
+        ("rollout", 1),
+        ("shard", 0),
+        ("shard", 1),
+        ("learner", 0),
+        ("evaluator", 0),
+    ]
+    return [
+        (dice.randint(0, 400), dice.sample(everybody, dice.randint(1, len(everybody))))
+        for _ in range(dice.randint(1, most))
+    ]
+
+
+def nodes_lost_at_random(small: MakeJob, run: Callable[..., Run], seed: int) -> None:
+    dice = random.Random(seed)
+    nodes = lost_nodes(dice, 2)
+    ended = run(random_job(small, dice, "resources.max_failures=12"), SimulatedCrew(seed, nodes=nodes))
+    short = 0
+    if ended.notices and (said := re.match(r"([\d,]+) updates were not made: ", ended.notices[-1])):
+        # All steps were played when the whole memory was lost: nothing can fill it again.
+        short = int(said[1].replace(",", ""))
+        assert sum(stand.items for stand in ended.session.stands) == 0
+    assert_complete(ended, short=short)
+    assert ended.session.roster.failures <= sum(len(there) for _, there in nodes), ended.notices
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_machines_that_are_lost_at_random_moments(small: MakeJob, run: Callable[..., Run], seed: int) -> None:
+    """Their members die together, and what they had made for others is gone though it was there already."""
+    nodes_lost_at_random(small, run, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 300))
+def test_machines_that_are_lost_at_many_random_moments(small: MakeJob, run: Callable[..., Run], seed: int) -> None:
+    nodes_lost_at_random(small, run, seed)
+
+
+# Slow members
+
+
+@pytest.mark.parametrize(
+    "slow", [("rollout", 0), ("shard", 0), ("learner", 0), ("evaluator", 0)], ids=lambda key: key[0]
+)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_slow_member_holds_up_nobody_beyond_the_ratio(
+    small: MakeJob, run: Callable[..., Run], slow: Key, seed: int
+) -> None:
+    """One who gets a fortieth of the turns: the bounds of the ratio hold as ever; and who does not depend on it goes
+    on without it."""
+    job = small(*MANY, "optimization.steps=400")
+    ended = run(job, SimulatedCrew(seed, slow={slow: 40}))
+    assert_complete(ended)
+    assert (ended.session.roster.failures, ended.notices) == (0, [])
+    least, most = ended.extremes
+    assert least >= -4 * 48
+    assert most <= max(4 * 20, 16 - 4 * 20 + 4 * 4 * 4)
+    first, second = (ended.crew.calls["rollout", number, "play"] for number in range(2))
+    if slow == ("rollout", 0):  # the other plays in its place
+        assert second > 3 * first > 0
+    else:
+        assert max(first, second) < 2 * min(first, second)
 
 
 # Slow storage
@@ -1007,6 +1098,25 @@ def assert_complete_resumed(first: Run, second: Run, *, replay: bool) -> None:
     assert counts[0] >= first.session.updates
     assert speeds
     assert most > 0
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["lockstep", "overlapped"])
+@pytest.mark.parametrize("evaluation", [1, 3], ids=["on-the-way", "last"])
+def test_a_run_that_is_asked_to_stop_does_not_wait_for_an_evaluation(
+    small: MakeJob, run: Callable[..., Run], overlap: bool, evaluation: int
+) -> None:
+    """A game may take hours. It is played again when the run goes on."""
+    job = small(*MANY, f"resources.overlap={str(overlap).lower()}")
+    crew = SimulatedCrew(1, [Fault("evaluator", 0, "evaluate", evaluation, "hangs")])
+    stopped = run(job, crew, stop=lambda session: bool(crew.hanging))
+    assert stopped.outcome is not None
+    assert stopped.outcome.status == "interrupted"
+    assert len(stopped.told.curve("eval/return")) == evaluation - 1
+    ended = run(job, SimulatedCrew(2))
+    assert_complete(ended, resumed=True)
+    assert (ended.session.roster.failures, ended.notices) == (0, [])
+    # At 100, at 200 and at the end: each once.
+    assert len(dict(ended.told.curve("eval/return"))) == 3 - (evaluation - 1)
 
 
 def test_speeds_after_a_resume_are_of_what_was_done_since(

@@ -17,6 +17,7 @@ from heliostat.config.reinforcement import ReinforcementJob
 from heliostat.errors import RunError
 from heliostat.reinforcement.environments import EnvironmentSpec
 from heliostat.reinforcement.learner import Learner, Shares
+from heliostat.reinforcement.rollout import RolloutWorker
 from heliostat.reinforcement.shard import ReplayShard, Sampled
 from heliostat.training.storage import Storage
 from heliostat_algorithms.reinforcement.replay.steps import Steps
@@ -375,3 +376,12 @@ def test_two_learners_are_one(small: MakeJob, on_workers: Any) -> None:
         told = [torch.cat(some) for some in zip(*parts, strict=True)]
         assert sorted(told[0].tolist()) == sorted(feedback[shard][0].tolist())
         assert torch.allclose(told[2].sort().values, torch.from_numpy(np.sort(feedback[shard][2])), atol=1e-4)
+
+
+def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu(small: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    job = small("resources={runtime: ray, gpus_per_learner: 0.5, gpus_per_actor: 0.25}")
+    with pytest.raises(RunError, match=r"resources\.gpus_per_learner is 0\.5, but torch sees no GPU on this node"):
+        Learner(job, SPEC)
+    with pytest.raises(RunError, match=r"resources\.gpus_per_actor is 0\.25, but torch sees no GPU on this node"):
+        RolloutWorker(job, SPEC, range(2))

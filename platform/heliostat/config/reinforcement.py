@@ -91,10 +91,14 @@ class ReinforcementResources(Section):
     cpus_per_actor: PositiveFloat = 1
     """CPUs of a rollout actor; as many threads step its environments."""
     cpus_per_learner: PositiveFloat = 1
+    """CPUs of a learner, which computes with as many threads."""
     gpus_per_learner: Annotated[float, Field(ge=0)] = 0
+    """GPUs of a learner: 1, or a share of one; 0: it learns on the CPU."""
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0
+    """GPUs of a rollout actor for its network: a share of one as a rule; 0: it acts on the CPU."""
     max_failures: Annotated[int, Field(ge=0)] = 10
-    """How many dead or hanging actors of all kinds are replaced before the run fails."""
+    """How many dead or hanging actors of all kinds are replaced before the run fails. A lost node counts for each of
+    its actors."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

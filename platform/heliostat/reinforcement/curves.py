@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from heliostat.reinforcement.environments.spec import EnvironmentSpec
 from heliostat.reinforcement.learner import LearnerReport
-from heliostat.reinforcement.rollout import RolloutReport
+from heliostat.reinforcement.rollout import Episode, RolloutReport
+from heliostat_algorithms.evaluation.interval import half_width
 
 if TYPE_CHECKING:
     from heliostat.reinforcement.session import Session
@@ -132,3 +136,15 @@ class Curves:
         self._played, self._updates = played, updates
         self._recent.extend(state["recent"])
         self._episodes, self._counts["failures"] = state["episodes"], state["failures"]
+
+
+def scores(episodes: Sequence[Episode], spec: EnvironmentSpec) -> dict[str, float]:
+    """What is reported of some episodes."""
+    returns = [episode.score for episode in episodes]
+    mean = float(np.mean(returns))
+    found = {"return": mean, "episode_length": float(np.mean([episode.length for episode in episodes]))}
+    if len(returns) > 1:
+        found["return_interval"] = half_width(returns)
+    if spec.reference is not None:
+        found["human_normalized"] = spec.reference.normalized(mean)
+    return found

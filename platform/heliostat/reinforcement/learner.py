@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from heliostat.errors import RunError
-from heliostat.reinforcement.agent import build_agent
+from heliostat.reinforcement.agent import build_agent, device_for
 from heliostat.reinforcement.environments.spec import EnvironmentSpec
 from heliostat.reinforcement.shard import Sampled
 from heliostat_algorithms.randomness import Random
@@ -60,11 +60,14 @@ class Learner:
         job: the run's job.
         spec: its environment's.
         rank: which of the learners.
+
+    Raises:
+        RunError: it should have a GPU, and torch sees none.
     """
 
     def __init__(self, job: ReinforcementJob, spec: EnvironmentSpec, rank: int = 0) -> None:
         self._job, self._rank, self._world_size = job, rank, job.resources.learners
-        self._device = torch.device("cuda" if job.resources.gpus_per_learner and torch.cuda.is_available() else "cpu")
+        self._device = device_for(job.resources.gpus_per_learner, "gpus_per_learner")
         # Channels last: an update of the Nature network takes a tenth less time, on CPUs; the same but for rounding.
         self.agent = build_agent(job, spec).to(self._device).train()
         self.agent.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # unknown to torch's stubs

@@ -3,8 +3,12 @@ actors of Ray alike."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from heliostat.reinforcement.crew import Member, MemberLost
 from heliostat.reinforcement.rollout import Episode
+from heliostat.reinforcement.roster import WAIT_SECONDS
 from heliostat.reinforcement.session import Session
 
 
@@ -12,7 +16,7 @@ class Lockstep:
     """Rounds of: all rollouts play, their steps are stored, and as many updates are made as the ratio asks for."""
 
     def __init__(self, session: Session) -> None:
-        self.session = session
+        self.session, self.roster = session, session.roster
 
     def run(self) -> bool:
         """Work until all steps are played and learned from, and saved; False where the run was asked to stop before."""
@@ -35,7 +39,12 @@ class Lockstep:
                     self._evaluate()
                 if session.checkpoint_due():
                     self._save()
-            session.results |= self._evaluate()
+            results = self._evaluate()
+            if results is None:
+                while not self._save():
+                    pass
+                return False
+            session.results |= results
             if not session.updates_due and self._save():  # a learner that dies takes updates with it
                 return True
 
@@ -45,29 +54,28 @@ class Lockstep:
         try:
             session.save(wait=True)
         except MemberLost as lost:
-            session.mend(session.learners[0], lost, session.shards)
+            session.mend(self.roster.learners[0], lost, self.roster.shards)
             return False
         return True
 
     def _play(self) -> None:
         session = self.session
-        teachers = session.learners[:1]  # whose weights are played with
-        asked = [(member, session.lanes(member.index), session.ask_to_play(member)) for member in session.rollouts]
-        stored: list[tuple[Member, object]] = []
+        teachers = self.roster.learners[:1]  # whose weights are played with
+        asked = [
+            (member, self.roster.lanes(member.index), session.ask_to_play(member)) for member in self.roster.rollouts
+        ]
+        stored: list[tuple[Member, Member, object]] = []
         for member, lanes, (report, *steps) in asked:
             try:
-                played = session.get(report, member)
+                played = self.roster.get(report, member)
             except MemberLost as lost:
                 session.mend(member, lost, teachers)
                 continue
             session.account(played)
-            for shard, part in zip(session.shards, steps, strict=True):
-                stored.append((shard, session.crew.ask(shard, "insert", part, lanes)))
-        for shard, future in stored:
-            try:
-                session.hear(shard.index, session.get(future, shard))
-            except MemberLost as lost:
-                session.mend(shard, lost)
+            for shard, part in zip(self.roster.shards, steps, strict=True):
+                stored.append((shard, member, self.roster.ask(shard, "insert", part, lanes)))
+        for shard, player, future in stored:
+            self._hear(shard, future, [player])
 
     def _learn(self) -> None:
         session = self.session
@@ -75,31 +83,44 @@ class Lockstep:
         try:
             told = session.land(flight)
         except MemberLost as lost:
-            session.mend(session.learners[0], lost, session.shards)
+            session.mend(self.roster.learners[0], lost, self.roster.shards)
             session.abandon(flight)
             return
         for shard, future in told:
-            try:
-                session.hear(shard.index, session.get(future, shard))
-            except MemberLost as lost:
-                session.mend(shard, lost)
+            self._hear(shard, future, flight.learners)
 
-    def _evaluate(self) -> dict[str, float]:
+    def _hear(self, shard: Member, future: Any, makers: Sequence[Member]) -> None:
+        """Take in how a shard stands after something that others made; a node that is lost takes that with it, though
+        it was there already."""
+        try:
+            self.session.hear(shard, self.roster.get(future, shard))
+        except MemberLost as lost:
+            self.session.mend(shard, lost, makers)
+
+    def _evaluate(self) -> dict[str, float] | None:
+        """What the agent is worth now; None where the run was asked to stop. In one process that is not seen before the
+        last episode has ended."""
         session = self.session
         session.tell("evaluating", at_once=True)
         while True:
             future, step, learner = session.ask_judge()
             try:
-                return session.judged(session.get(future, session.judge), step)
+                while not self.roster.crew.ready([future], WAIT_SECONDS):
+                    if session.stop_requested():
+                        return None
+                    session.tell("evaluating")
+                return session.judged(self.roster.get(future, self.roster.judge), step)
             except MemberLost as lost:
-                session.mend(session.judge, lost, [learner])
+                session.mend(self.roster.judge, lost, [learner])
 
     def _random_play(self) -> tuple[Episode, ...]:
         session = self.session
         session.tell("playing at random, for comparison", at_once=True)
         while True:
             try:
-                found: tuple[Episode, ...] = session.get(session.crew.ask(session.judge, "random_play"), session.judge)
+                found: tuple[Episode, ...] = self.roster.get(
+                    self.roster.ask(self.roster.judge, "random_play"), self.roster.judge
+                )
                 return found
             except MemberLost as lost:
-                session.mend(session.judge, lost)
+                session.mend(self.roster.judge, lost)

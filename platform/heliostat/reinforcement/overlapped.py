@@ -14,9 +14,9 @@ from typing import Any
 
 from heliostat.errors import RunError
 from heliostat.reinforcement.crew import Member, MemberLost
-from heliostat.reinforcement.session import ANSWER_SECONDS, Flight, Session
-
-_WAIT_SECONDS = 0.2
+from heliostat.reinforcement.flight import Flight
+from heliostat.reinforcement.roster import ANSWER_SECONDS, WAIT_SECONDS
+from heliostat.reinforcement.session import Session
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Overlapped:
     """All members busy, as far as the ratio of samples to inserts lets them."""
 
     def __init__(self, session: Session) -> None:
-        self.session = session
+        self.session, self.roster = session, session.roster
         job = session.job
         self._group = max(1, job.replay.prefetch // 2)
         """Updates that are asked for together: half of what is sampled ahead, so that one group waits while the
@@ -63,19 +63,20 @@ class Overlapped:
         """Work until all steps are played and learned from, and saved; False where the run was asked to stop before."""
         session = self.session
         if not session.results:
-            self._random_play = session.crew.ask(session.judge, "random_play")
+            self._random_play = self.roster.ask(self.roster.judge, "random_play")
         while True:
-            if not self._work():
+            if self._work():
+                session.tell("evaluating", at_once=True)
+                results = self._last_evaluation()
+                if results is not None:
+                    session.results |= results
+                    if self._save(wait=True) and self._done():
+                        return True
+            if session.stop_requested():
                 self._settle()
                 while not self._save(wait=True):
                     self._settle()
                 return False
-            session.tell("evaluating", at_once=True)
-            results = self._last_evaluation()
-            if results is not None:
-                session.results |= results
-                if self._save(wait=True) and self._done():
-                    return True
 
     def _work(self) -> bool:
         """Play and learn until nothing is left to do; False where the run was asked to stop before."""
@@ -108,8 +109,8 @@ class Overlapped:
         busy = {play.member.index for play in self._playing.values()}
         underway = sum(len(play.lanes) * self._calls for play in self._playing.values())
         held = False
-        for member in session.rollouts:
-            lanes = session.lanes(member.index)
+        for member in self.roster.rollouts:
+            lanes = self.roster.lanes(member.index)
             if member.index in busy or session.played + underway >= session.job.optimization.steps:
                 continue
             # Where nothing can be learned from what there is, the limiter's count of it means nothing.
@@ -123,7 +124,7 @@ class Overlapped:
                 held = True
                 continue
             report, *steps = session.ask_to_play(member)
-            self._playing[report] = _Play(member, lanes, steps, session.learners[0], time.monotonic())
+            self._playing[report] = _Play(member, lanes, steps, self.roster.learners[0], time.monotonic())
             underway += len(lanes) * self._calls
         return held
 
@@ -152,19 +153,19 @@ class Overlapped:
         waiting: list[Any] = [*self._playing, *self._storing]
         waiting += [flight.reports[0] for flight in self._learning]
         waiting += [future for future in (self._judging and self._judging[0], self._random_play) if future is not None]
-        done = set(session.crew.ready(waiting, _WAIT_SECONDS))
+        done = set(self.roster.crew.ready(waiting, WAIT_SECONDS))
         for future in [future for future in self._storing if future in done]:
             if future not in self._storing:
                 continue  # its shard was found dead a moment ago
             stored = self._storing.pop(future)
             shard = stored.shard
             try:
-                stand = session.get(future, shard)
+                stand = self.roster.get(future, shard)
             except MemberLost as lost:
                 self._mend(shard, lost, stored.makers)
             else:
-                if session.shards[shard.index] == shard:  # and not of one that was replaced since
-                    session.hear(shard.index, stand)
+                if self.roster.shards[shard.index] == shard:  # and not of one that was replaced since
+                    session.hear(shard, stand)
         for future in [future for future in self._playing if future in done]:
             self._take_steps(future)
         while self._learning and self._learning[0].reports[0] in done:
@@ -173,7 +174,7 @@ class Overlapped:
                 self._land(flight)
             except MemberLost as lost:
                 self._learning.appendleft(flight)
-                self._mend(session.learners[0], lost)
+                self._mend(self.roster.learners[0], lost)
         self._take_evaluations(done)
         self._look_for_hanging()
 
@@ -183,13 +184,13 @@ class Overlapped:
             return  # its rollout was found dead a moment ago
         play = self._playing.pop(future)
         try:
-            report = session.get(future, play.member)
+            report = self.roster.get(future, play.member)
         except MemberLost as lost:
             self._mend(play.member, lost, [play.teacher])
             return
         session.account(report)
-        for shard, part in zip(session.shards, play.steps, strict=True):
-            stand = session.crew.ask(shard, "insert", part, play.lanes)
+        for shard, part in zip(self.roster.shards, play.steps, strict=True):
+            stand = self.roster.ask(shard, "insert", part, play.lanes)
             self._storing[stand] = _Storing(shard, [play.member], time.monotonic())
 
     def _land(self, flight: Flight) -> None:
@@ -200,17 +201,17 @@ class Overlapped:
         session = self.session
         if self._random_play is not None and self._random_play in done:
             try:
-                session.baseline(session.get(self._random_play, session.judge))
+                session.baseline(self.roster.get(self._random_play, self.roster.judge))
                 self._random_play = None
             except MemberLost as lost:
-                self._mend(session.judge, lost)
+                self._mend(self.roster.judge, lost)
         if self._judging is not None and self._judging[0] in done:
             future, step, learner = self._judging
             self._judging = None
             try:
-                session.judged(session.get(future, session.judge), step)
+                session.judged(self.roster.get(future, self.roster.judge), step)
             except MemberLost as lost:
-                self._mend(session.judge, lost, [learner])
+                self._mend(self.roster.judge, lost, [learner])
                 self._judging = session.ask_judge()
 
     def _look_for_hanging(self) -> None:
@@ -227,7 +228,7 @@ class Overlapped:
         for flight in self._learning:
             if flight.since < late:
                 raise RunError(f"{flight.learners[0]}, or a shard that samples for it, failed: {overdue}")
-        limit = self.session.rollout_seconds + ANSWER_SECONDS  # it may have to wait for weights
+        limit = self.roster.rollout_seconds + ANSWER_SECONDS  # it may have to wait for weights
         for future, play in list(self._playing.items()):
             if time.monotonic() - play.since > limit:
                 del self._playing[future]
@@ -236,8 +237,7 @@ class Overlapped:
     def _mend(self, owner: Member, lost: MemberLost, needed: Sequence[Member] = ()) -> None:
         """Replace who was lost, and forget what they were asked for; ``needed``: whose work it needed, as they were."""
         session = self.session
-        everybody = [*session.shards, *session.learners, session.judge, *session.rollouts]
-        gone = session.mend(owner, lost, [*needed, *everybody])
+        gone = session.mend(owner, lost, [*needed, *self.roster.everybody])
         roles = {member.role for member in gone}
         for future in [f for f, play in self._playing.items() if play.member in gone]:
             del self._playing[future]
@@ -247,14 +247,14 @@ class Overlapped:
             self._recover()
         if "evaluator" in roles:
             if self._random_play is not None:
-                self._random_play = session.crew.ask(session.judge, "random_play")
+                self._random_play = self.roster.ask(self.roster.judge, "random_play")
             if self._judging is not None:
                 self._judging = session.ask_judge()
 
     def _recover(self) -> None:
         """Each update needs all shards and learners. Of those underway, take in what was made before somebody was lost;
         the others are asked for again."""
-        while self._learning and self._learning[0].learners == self.session.learners:
+        while self._learning and self._learning[0].learners == self.roster.learners:
             try:
                 self._land(self._learning[0])
             except MemberLost:
@@ -270,7 +270,7 @@ class Overlapped:
         try:
             self.session.save(wait=wait)
         except MemberLost as lost:
-            self._mend(self.session.learners[0], lost)
+            self._mend(self.roster.learners[0], lost)
             return False
         return True
 
@@ -280,17 +280,22 @@ class Overlapped:
             self._take_in()
 
     def _last_evaluation(self) -> dict[str, float] | None:
-        """What the run comes to; None where a learner was lost, so that there are updates to make again first."""
+        """What the run comes to; None where a learner was lost, so that there are updates to make again first, or where
+        the run was asked to stop."""
         session = self.session
         while self._random_play is not None or self._judging is not None:
+            if session.stop_requested():
+                return None
             self._take_in()
             session.tell("evaluating")
         while self._done():
             future, step, learner = session.ask_judge()
             try:
-                while not session.crew.ready([future], _WAIT_SECONDS):
+                while not self.roster.crew.ready([future], WAIT_SECONDS):
+                    if session.stop_requested():
+                        return None
                     session.tell("evaluating")
-                return session.judged(session.get(future, session.judge), step)
+                return session.judged(self.roster.get(future, self.roster.judge), step)
             except MemberLost as lost:
-                self._mend(session.judge, lost, [learner])
+                self._mend(self.roster.judge, lost, [learner])
         return None

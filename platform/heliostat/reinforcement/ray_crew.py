@@ -125,7 +125,8 @@ class RayCrew:
 
 
 def _last_line(error: BaseException) -> str:
+    """What went wrong, without Ray's list of what may have been the cause."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    text = lines[-1] if lines else ""
+    text = lines[-1].partition(" Some common causes include:")[0] if lines else ""
     kind = type(error).__name__
     return text if text.startswith(kind) else f"{kind}: {text}" if text else kind

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from heliostat.reinforcement.agent import build_agent
+from heliostat.reinforcement.agent import build_agent, device_for
 from heliostat.reinforcement.environments.spec import EnvironmentSpec
 from heliostat_algorithms.randomness import Random
 from heliostat_algorithms.reinforcement.replay.lookahead import returns, spans
@@ -169,6 +169,9 @@ class RolloutWorker:
         life: how many workers played these lanes before: each draws its own random numbers.
         played: steps that were played in the whole run before, from which the share of random actions goes on.
         threads: threads that step the environments.
+
+    Raises:
+        RunError: it should have a GPU, and torch sees none.
     """
 
     def __init__(
@@ -184,7 +187,7 @@ class RolloutWorker:
         self._job, self._spec, self._lanes, self._life, self._played = job, spec, lanes, life, played
         self._shards = job.resources.shards
         self._agent = build_agent(job, spec).train()  # noisy layers explore
-        self._device = torch.device("cuda" if job.resources.gpus_per_actor and torch.cuda.is_available() else "cpu")
+        self._device = device_for(job.resources.gpus_per_actor, "gpus_per_actor")
         self._agent.to(self._device)
         self._environment = job.environment.make(len(lanes), lane_seeds(job.seed, lanes, f"rollout/{life}"), threads)
         self._stacks = FrameStacks(spec, len(lanes))

@@ -1,62 +1,36 @@
-"""A run of reinforcement learning as both ways of working see it: the crew, the counts, the curves, the checkpoints.
+"""What a run of reinforcement learning counts: steps and updates, the ratio of both, curves, evaluations, checkpoints.
 
 Steps of the environment are counted once, when a rollout hands them in, and are the run's time: curves, evaluations and
-checkpoints go by them.
+checkpoints go by them. Who does the work is the roster's affair.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from heliostat.errors import InputError, RunError
-from heliostat.reinforcement.crew import Crew, Member, MemberLost, Resources
-from heliostat.reinforcement.curves import Curves
+from heliostat.reinforcement.crew import Crew, Member, MemberLost
+from heliostat.reinforcement.curves import Curves, scores
 from heliostat.reinforcement.environments.spec import EnvironmentSpec
-from heliostat.reinforcement.judge import Judge, Verdict
-from heliostat.reinforcement.learner import Learner, LearnerReport, Shares
-from heliostat.reinforcement.rollout import Episode, RolloutReport, RolloutWorker
-from heliostat.reinforcement.shard import ReplayShard, ShardReport
+from heliostat.reinforcement.flight import Flight, set_out
+from heliostat.reinforcement.judge import Verdict
+from heliostat.reinforcement.learner import LearnerReport
+from heliostat.reinforcement.rollout import Episode, RolloutReport
+from heliostat.reinforcement.roster import Roster
+from heliostat.reinforcement.shard import ShardReport
 from heliostat.training.monitor import Progress
-from heliostat_algorithms.evaluation.interval import half_width
-from heliostat_algorithms.randomness import Random
 from heliostat_algorithms.reinforcement.replay.limiter import SamplesPerInsert
-from heliostat_algorithms.reinforcement.replay.sampling import allocate, stratified
 
 if TYPE_CHECKING:
     from heliostat.config.reinforcement import ReinforcementJob
     from heliostat.training.run_folder import RunFolder
     from heliostat.training.runtime import Runtime
 
-ANSWER_SECONDS = 600.0
-"""How long shards, learners and judges may take to answer; rollouts are bounded by their environments' own limit."""
-_START_SECONDS = 120.0
-"""Time for an actor to start."""
 _PROGRESS_SECONDS = 0.3
 _STOP_SECONDS = 0.5
-
-
-@dataclass
-class Flight:
-    """Updates that were asked for and are not done."""
-
-    first: int
-    """Number of the first of them, from 1."""
-    count: int
-    learners: list[Member]
-    shards: list[Member]
-    """Who was asked, as they were then."""
-    reports: list[Any]
-    """Of each learner."""
-    feedback: list[list[Any]]
-    """Of each learner, for each shard."""
-    since: float
-    """When they were asked for."""
+_EMPTY = ShardReport(0.0, 0, 0, 0, 0.0, 0, 0)
 
 
 class Session:
@@ -80,33 +54,19 @@ class Session:
         crew: Crew,
         pause_at: int | None = None,
     ) -> None:
-        self.job, self.spec, self.folder, self.runtime, self.crew = job, spec, folder, runtime, crew
-        self._pause_at = pause_at
-        resources = job.resources
+        self.job, self.spec, self.runtime, self._pause_at = job, spec, runtime, pause_at
         self.checkpoints = folder.checkpoints(job.checkpoint.keep)
-        self.rollouts = [Member("rollout", i, 0) for i in range(resources.actors)]
-        self.shards = [Member("shard", i, 0) for i in range(resources.shards)]
-        self.learners = [Member("learner", i, 0) for i in range(resources.learners)]
-        self.judge = Member("evaluator", 0, 0)
-        batch = job.optimization.batch_size
-        tolerance = job.replay.tolerance
-        if tolerance is None:
-            tolerance = max(
-                10 * batch / job.replay.samples_per_insert, float(job.rollout.environments * job.rollout.calls)
-            )
-        self.limiter = SamplesPerInsert(
-            job.replay.samples_per_insert, job.replay.minimum, None if resources.lockstep else tolerance
-        )
+        self.curves = Curves(spec)
+        self.roster = Roster(job, spec, folder.storage, crew, runtime, self.curves)
+        self.limiter = _limiter(job)
         self.played = 0
         """Steps of the environment."""
         self.updates = 0
         """Updates that are done."""
         self.issued = 0
         """Updates that were asked for."""
-        self.failures = 0
-        self.stands = [ShardReport(0.0, 0, 0, 0, 0.0, 0, 0)] * resources.shards
+        self.stands = [_EMPTY] * job.resources.shards
         """How each shard stood when it was last heard of."""
-        self.curves = Curves(spec)
         self.results: dict[str, float] = {}
         self._logged = self._saved = self._judged = 0  # steps at the last point, checkpoint, evaluation
         self._verdict = 0  # steps at the last evaluation whose verdict is there
@@ -114,16 +74,8 @@ class Session:
         self._shown = self._asked = 0.0
         self._stop = False
         self._gate = 0  # steps at which learning goes on, after a memory was lost
-        self._weights: Any = None
-        self._weights_version = -1
-        self._given: dict[Member, int] = {}  # updates behind the weights that each rollout was given
 
-    # The crew
-
-    def lanes(self, actor: int) -> range:
-        """The environments that an actor plays; neighbours, shared out as evenly as possible."""
-        count, actors = self.job.rollout.environments, self.job.resources.actors
-        return range(actor * count // actors, (actor + 1) * count // actors)
+    # The beginning
 
     def begin(self) -> None:
         """Hire everybody and go on from the newest checkpoint, if there is one."""
@@ -135,14 +87,8 @@ class Session:
             self._judged = self._verdict = saved["judged"]
             self.results = dict(saved["results"])
             self.curves.restore(saved["curves"], self.played, self.updates)
-            for crew in (self.rollouts, self.shards, self.learners):
-                crew[:] = [Member(m.role, m.index, saved["lives"] + 1) for m in crew]
-        for number in range(len(self.shards)):
-            self._hire_shard(number)
-        self._bring_learners_up_to(saved)
-        for number in range(len(self.rollouts)):
-            self._hire_rollout(number)
-        self._hire_judge()
+            self.roster.come_after(saved["lives"] + 1)
+        self.roster.hire(self.played, saved["learner"] if saved is not None else None)
         if saved is not None:
             self._restore_replay(saved)
 
@@ -156,15 +102,17 @@ class Session:
 
     def _restore_replay(self, saved: dict[str, Any]) -> None:
         if self.job.checkpoint.replay:
-            asked = [self.crew.ask(shard, "restore", self.played) for shard in self.shards]
-            found = [self.get(future, shard) for future, shard in zip(asked, self.shards, strict=True)]
-            self._hear(self._ask_all_shards("report"))
+            shards = self.roster.shards
+            asked = self.roster.ask_shards("restore", self.played)
+            found = [self.roster.get(future, shard) for future, shard in zip(asked, shards, strict=True)]
+            for shard, future in zip(shards, self.roster.ask_shards("report"), strict=True):
+                self.hear(shard, self.roster.get(future, shard))
             if any(step is not None for step in found):
                 self.limiter.restore(saved["limiter"])
                 late = [step for step in found if step is not None and step != self.played]
                 if late:
                     self.runtime.notice(f"the replay memory is that of step {min(late)}; the weights are newer")
-                for shard, step in zip(self.shards, found, strict=True):
+                for shard, step in zip(shards, found, strict=True):
                     if step is None:
                         self.runtime.notice(f"{shard} begins empty: there is no sound snapshot of it")
                 self._wait_for_memory()
@@ -174,129 +122,15 @@ class Session:
             f"the replay memory begins empty; learning goes on when {self.job.replay.minimum} steps are in it"
         )
 
-    def _hire_shard(self, number: int) -> None:
-        make = partial(ReplayShard, self.job, self.spec, number, self.folder.storage)
-        self.crew.hire(self.shards[number], make, Resources(cpus=0))
+    # Losses
 
-    def _hire_learners(self, saved: dict[str, Any] | None) -> None:
-        resources = self.job.resources
-        for member in self.learners:
-            make = partial(Learner, self.job, self.spec, member.index)
-            self.crew.hire(member, make, Resources(resources.cpus_per_learner, resources.gpus_per_learner))
-        if len(self.learners) > 1:
-            address = self.get(self.crew.ask(self.learners[0], "address"), self.learners[0])
-            joined = [self.crew.ask(member, "join", address) for member in self.learners]
-            for member, future in zip(self.learners, joined, strict=True):
-                self.get(future, member)
-        if saved is not None:
-            state = self.crew.share(saved["learner"])
-            for future, member in [(self.crew.ask(member, "load", state), member) for member in self.learners]:
-                self.get(future, member)
-        self._weights_version = -1
-        self._given.clear()  # what players were given belongs to updates that are made again
-
-    def _bring_learners_up_to(self, saved: dict[str, Any] | None) -> None:
-        """Hire learners until they have the weights of a checkpoint, or the initial ones.
-
-        Raises:
-            RunError: too many were lost, or they cannot be brought there.
-        """
-        while True:
-            try:
-                self._hire_learners(saved)
-            except MemberLost as lost:
-                if not self.crew.dead(self.learners):
-                    raise RunError(f"{self.learners[0]} failed: {lost.reason}") from None
-                self._count_failure(self.learners[0], lost.reason)
-                self.runtime.notice(f"{self.learners[0]} was replaced ({lost.reason}) before it had begun")
-                self._succeed_learners()
-            else:
-                return
-
-    def _succeed_learners(self) -> None:
-        self.learners[:] = [Member(m.role, m.index, m.life + 1) for m in self.learners]
-
-    def _hire_rollout(self, number: int) -> None:
-        resources, member = self.job.resources, self.rollouts[number]
-        make = partial(
-            RolloutWorker,
-            self.job,
-            self.spec,
-            self.lanes(number),
-            life=member.life,
-            played=self.played,
-            threads=max(1, int(resources.cpus_per_actor)),
-        )
-        self.crew.hire(member, make, Resources(resources.cpus_per_actor, resources.gpus_per_actor))
-
-    def _hire_judge(self) -> None:
-        self.crew.hire(self.judge, partial(Judge, self.job, self.spec), Resources(cpus=0))
-
-    def get(self, future: Any, owner: Member) -> Any:
-        """What a member was asked for.
-
-        Raises:
-            MemberLost: it is gone; nobody was replaced yet.
-        """
-        if owner.role == "evaluator":  # a game may be long; its environments have a limit of their own
-            return self.crew.get(future)
-        return self.crew.get(future, self.rollout_seconds if owner.role == "rollout" else ANSWER_SECONDS)
-
-    @property
-    def rollout_seconds(self) -> float:
-        """How long a rollout may take to be made and to answer, whatever its environments' own limit does."""
-        return self.job.environment.timeout_s * (self.job.rollout.calls + 2) + _START_SECONDS
-
-    def replace(self, member: Member, reason: str) -> None:
-        """Put another in the place of a lost member, and say what was lost with it.
-
-        Raises:
-            RunError: too many were lost.
-        """
-        self._count_failure(member, reason)
-        successor = Member(member.role, member.index, member.life + 1)
-        if member.role == "rollout":
-            self.rollouts[member.index] = successor
-            self._hire_rollout(member.index)
-            lost = "the steps it had not handed in are lost, and its episodes begin anew"
-        elif member.role == "shard":
-            held = self.stands[member.index].items
-            self.shards[member.index] = successor
-            self.stands[member.index] = ShardReport(0.0, 0, 0, 0, 0.0, 0, 0)
-            self._hire_shard(member.index)
-            self._wait_for_memory()
-            lost = f"{held:,} transitions are lost, and its lanes fill it again"
-        elif member.role == "learner":
-            saved = self._newest()
-            before = self.issued
-            self._succeed_learners()
-            self._bring_learners_up_to(saved)
-            self.updates = self.issued = saved["updates"] if saved is not None else 0
-            self.limiter.sampled(-(before - self.updates) * self.job.optimization.batch_size)
-            lost = f"it goes on from update {self.updates:,}; {before - self.updates:,} updates are made again"
-        else:
-            self.judge = successor
-            self._hire_judge()
-            lost = "its evaluation is made again"
-        self.runtime.notice(f"{member} was replaced ({reason}): {lost}")
-
-    def _count_failure(self, member: Member, reason: str) -> None:
-        self.failures += 1
-        self.curves.count("failures")
-        allowed = self.job.resources.max_failures
-        if self.failures > allowed:
-            raise RunError(f"{member} failed: {reason}; more than max_failures ({allowed}) were replaced before")
-
-    def _wait_for_memory(self) -> None:
-        """Where less than a batch is left, learning waits for as many steps as at the beginning."""
-        if sum(stand.items for stand in self.stands) < self.job.optimization.batch_size:
-            self._gate = self.played + self.job.replay.minimum
-
-    def mend(self, owner: Member, lost: MemberLost, others: Sequence[Member] = ()) -> list[Member]:
+    def mend(self, owner: Member, lost: MemberLost, needed: Sequence[Member] = ()) -> list[Member]:
         """Find out who failed when ``owner`` could not do what it was asked, and replace them.
 
         Args:
-            others: whose work it needed, as they were when it was asked.
+            owner: who was asked, as it was then.
+            lost: what its crew said.
+            needed: whose work it needed, as they were when it was asked.
 
         Returns:
             Those that were replaced, as they were; none where one of them was replaced before, which explains it: what
@@ -305,14 +139,7 @@ class Session:
         Raises:
             RunError: all are alive and ``owner`` is no player, so that it would fail again; or too many were lost.
         """
-        concerned = list(dict.fromkeys([owner, *others]))
-        if not set(concerned) <= {*self.rollouts, *self.shards, *self.learners, self.judge}:
-            return []
-        gone = self.crew.dead(concerned)
-        if not gone:
-            if owner.role not in ("rollout", "evaluator"):
-                raise RunError(f"{owner} failed: {lost.reason}")
-            gone = [owner]
+        gone = self.roster.gone(owner, lost.reason, needed)
         replaced_learners = False
         for member in gone:
             if member.role != "learner" or not replaced_learners:
@@ -320,27 +147,44 @@ class Session:
             replaced_learners = replaced_learners or member.role == "learner"
         return gone
 
-    # Weights
+    def replace(self, member: Member, reason: str) -> None:
+        """Put another in the place of a lost member, and say what was lost with it.
 
-    def weights(self) -> tuple[Any, int]:
-        """The newest weights that are handed out, and the updates behind them."""
-        every = self.job.rollout.broadcast_updates
-        due = self.updates // every * every
-        if self._weights_version < 0 or due > self._weights_version:
-            self._weights = self.crew.ask(self.learners[0], "acting_state")
-            self._weights_version = self.issued  # it comes to that when it has made all that it was asked for before
-        return self._weights, self._weights_version
+        Raises:
+            RunError: too many were lost.
+        """
+        roster = self.roster
+        roster.count_failure(member, reason)
+        successor = roster.succeed(member)
+        if member.role == "rollout":
+            roster.hire_rollout(successor, self.played)
+            lost = "the steps it had not handed in are lost, and its episodes begin anew"
+        elif member.role == "shard":
+            lost = f"{self.stands[member.index].items:,} transitions are lost, and its lanes fill it again"
+            self.stands[member.index] = _EMPTY
+            roster.hire_shard(successor)
+            self._wait_for_memory()
+        elif member.role == "learner":
+            saved, before = self._newest(), self.issued
+            roster.bring_learners_to(saved["learner"] if saved is not None else None)
+            self.updates = self.issued = saved["updates"] if saved is not None else 0
+            self.limiter.sampled(-(before - self.updates) * self.job.optimization.batch_size)
+            lost = f"it goes on from update {self.updates:,}; {before - self.updates:,} updates are made again"
+        else:
+            roster.hire_judge()
+            lost = "its evaluation is made again"
+        self.runtime.notice(f"{member} was replaced ({reason}): {lost}")
+
+    def _wait_for_memory(self) -> None:
+        """Where less than a batch is left, learning waits for as many steps as at the beginning."""
+        if sum(stand.items for stand in self.stands) < self.job.optimization.batch_size:
+            self._gate = self.played + self.job.replay.minimum
 
     # Playing
 
     def ask_to_play(self, member: Member) -> tuple[Any, ...]:
         """Futures of a rollout's report, and of the steps for each shard."""
-        weights, version = self.weights()
-        given = self._given.get(member)
-        self._given[member] = version
-        return tuple(
-            self.crew.ask(member, "play", None if given == version else weights, version, returns=1 + len(self.shards))
-        )
+        return self.roster.ask_to_play(member, self.updates, self.issued)
 
     def account(self, report: RolloutReport) -> None:
         """Count what a rollout handed in."""
@@ -348,19 +192,12 @@ class Session:
         self.limiter.inserted(report.steps)
         self.curves.rollout(report, self.updates)
 
-    def _ask_all_shards(self, method: str, *arguments: Any) -> list[Any]:
-        return [self.crew.ask(shard, method, *arguments) for shard in self.shards]
-
-    def _hear(self, futures: Sequence[Any]) -> None:
-        """Take in how the shards stand."""
-        for number, future in enumerate(futures):
-            self.hear(number, self.get(future, self.shards[number]))
-
-    def hear(self, shard: int, stand: ShardReport) -> None:
+    def hear(self, shard: Member, stand: ShardReport) -> None:
         """Take in how a shard stands."""
-        if stand.snapshot_error is not None and self.stands[shard].snapshot_error != stand.snapshot_error:
-            self.runtime.notice(f"the replay memory of shard {shard}: {stand.snapshot_error}")
-        self.stands[shard] = stand
+        error = stand.snapshot_error
+        if error is not None and self.stands[shard.index].snapshot_error != error:
+            self.runtime.notice(f"the replay memory of {shard}: {error}")
+        self.stands[shard.index] = stand
 
     # Learning
 
@@ -380,43 +217,17 @@ class Session:
 
     def issue(self, count: int) -> Flight:
         """Ask shards for samples and learners for ``count`` updates with them."""
-        job, first = self.job, self.issued + 1
-        batch = job.optimization.batch_size
-        masses = [stand.mass for stand in self.stands]
-        points: list[list[Any]] = [[] for _ in self.shards]
-        for number in range(first, first + count):
-            draws = Random(job.seed, number, range(batch), scope="replay/").uniform("item").numpy()
-            if job.algorithm.prioritization is None:
-                # Independent draws; the low digits make them finer than the 2^24 steps of one draw.
-                fine = Random(job.seed, number, range(batch), scope="replay/").uniform("digits").numpy()
-                drawn = np.minimum(draws.astype(np.float64) + fine.astype(np.float64) * 2.0**-24, 1 - 2.0**-53)
-            else:
-                drawn = stratified(draws)
-            for shard, part in enumerate(allocate(masses, drawn)):
-                points[shard].append(part)
-        sampled = [
-            self.crew.ask(shard, "sample", np.concatenate(part), tuple(map(len, part)))
-            for shard, part in zip(self.shards, points, strict=True)
-        ]
-        total = sum(masses)
-        shares = Shares(mass=tuple(mass / total for mass in masses), items=sum(stand.items for stand in self.stands))
-        progress = min(1.0, self.played / job.optimization.steps)
-        reports, feedback = [], []
-        for member in self.learners:
-            report, *rest = self.crew.ask(
-                member, "update", first, count, progress, shares, *sampled, returns=1 + len(self.shards)
-            )
-            reports.append(report)
-            feedback.append(rest)
+        progress = min(1.0, self.played / self.job.optimization.steps)
+        flight = set_out(self.roster, self.stands, self.issued + 1, count, progress)
         self.issued += count
-        self.limiter.sampled(count * batch)
-        return Flight(first, count, list(self.learners), list(self.shards), reports, feedback, time.monotonic())
+        self.limiter.sampled(count * self.job.optimization.batch_size)
+        return flight
 
     def land(self, flight: Flight) -> list[tuple[Member, Any]]:
         """Take in what learners report of updates that are done, and tell shards the new priorities; the shards with
         futures of how they stand then, none where there are no priorities."""
         found: list[LearnerReport] = [
-            self.get(future, member) for member, future in zip(flight.learners, flight.reports, strict=True)
+            self.roster.get(future, member) for member, future in zip(flight.learners, flight.reports, strict=True)
         ]
         self.curves.learner(found[0])
         diverged = [report.diverged for report in found if report.diverged is not None]
@@ -428,15 +239,19 @@ class Session:
         self.updates += flight.count
         if self.job.algorithm.prioritization is None:
             return []
+        # Slots of a memory that was lost mean nothing to the one in its place.
         return [
-            (shard, self.crew.ask(shard, "update_priorities", *(of_learner[number] for of_learner in flight.feedback)))
+            (
+                shard,
+                self.roster.ask(shard, "update_priorities", *(of_learner[number] for of_learner in flight.feedback)),
+            )
             for number, shard in enumerate(flight.shards)
-            if self.shards[number] == shard  # slots of a memory that was lost mean nothing to the one in its place
+            if self.roster.shards[number] == shard
         ]
 
     def abandon(self, flight: Flight) -> None:
         """Forget updates that could not be made, the newest first; they are asked for again."""
-        if flight.learners != self.learners:
+        if flight.learners != self.roster.learners:
             return  # a learner was replaced since, and everything after its checkpoint is made again
         self.issued -= flight.count
         self.limiter.sampled(-flight.count * self.job.optimization.batch_size)
@@ -451,10 +266,10 @@ class Session:
     def ask_judge(self) -> tuple[Any, int, Member]:
         """Ask for an evaluation of the present weights; its future, the steps that it stands for, and whose weights
         they are."""
-        learner = self.learners[0]
-        weights = self.crew.ask(learner, "acting_state")
+        roster, learner = self.roster, self.roster.learners[0]
+        weights = roster.ask(learner, "acting_state")
         self._judged = self.played
-        return self.crew.ask(self.judge, "evaluate", weights, self.played), self.played, learner
+        return roster.ask(roster.judge, "evaluate", weights, self.played), self.played, learner
 
     def judged(self, verdict: Verdict, step: int) -> dict[str, float]:
         """Record an evaluation."""
@@ -483,16 +298,16 @@ class Session:
             wait: until the replay memory is written too.
         """
         began = time.perf_counter()
-        asked = self._ask_all_shards("snapshot", self.played, wait) if self.job.checkpoint.replay else []
-        learner = self.get(self.crew.ask(self.learners[0], "state"), self.learners[0])
-        held = [self.crew.get(future) for future in asked]  # a large memory may take its time to be written
-        lives = max(member.life for crew in (self.rollouts, self.shards, self.learners) for member in crew)
+        roster = self.roster
+        asked = roster.ask_shards("snapshot", self.played, wait) if self.job.checkpoint.replay else []
+        learned = roster.get(roster.ask(roster.learners[0], "state"), roster.learners[0])
+        held = [roster.crew.get(future) for future in asked]  # a large memory may take its time to be written
         state = {
-            "learner": learner,
+            "learner": learned,
             "played": self.played,
             "updates": self.issued,  # the learner has made all that was asked for before its state
             "limiter": self.limiter.state(),
-            "lives": lives,
+            "lives": roster.lives,
             "judged": self._verdict,
             "curves": self.curves.state(),
             "results": self.results,
@@ -546,13 +361,12 @@ class Session:
         return self.played >= self.job.optimization.steps
 
 
-def scores(episodes: Sequence[Episode], spec: EnvironmentSpec) -> dict[str, float]:
-    """What is reported of some episodes."""
-    returns = [episode.score for episode in episodes]
-    mean = float(np.mean(returns))
-    found = {"return": mean, "episode_length": float(np.mean([episode.length for episode in episodes]))}
-    if len(returns) > 1:
-        found["return_interval"] = half_width(returns)
-    if spec.reference is not None:
-        found["human_normalized"] = spec.reference.normalized(mean)
-    return found
+def _limiter(job: ReinforcementJob) -> SamplesPerInsert:
+    """The ratio of the job; in lock-step neither side is ever ahead."""
+    replay, rollout = job.replay, job.rollout
+    tolerance = replay.tolerance
+    if tolerance is None:
+        tolerance = max(
+            10 * job.optimization.batch_size / replay.samples_per_insert, float(rollout.environments * rollout.calls)
+        )
+    return SamplesPerInsert(replay.samples_per_insert, replay.minimum, None if job.resources.lockstep else tolerance)

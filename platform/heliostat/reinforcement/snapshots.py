@@ -15,8 +15,7 @@ import hashlib
 import io
 import json
 import re
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
@@ -25,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from heliostat.errors import InputError, Problem, RunError
+from heliostat.reinforcement.manifest import Manifest, StoredArray, StoredBlock
 from heliostat.training.storage import Storage
 
-FORMAT = 1
 BLOCK_BYTES = 2 << 20
 """Bytes of a block, about: small enough that new slots drag few others along, large enough for an object store."""
 
@@ -60,85 +59,6 @@ class Snapshotted(Protocol):
         """(capacity,): slots whose arrays changed since the last call."""
 
 
-@dataclass(frozen=True)
-class _File:
-    """Where a block is stored."""
-
-    file: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class _Array:
-    """How an array is stored."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    block_slots: int
-    """Slots of a block; the last block may have fewer."""
-    blocks: tuple[_File | None, ...]
-    """None: the block is all zeros and has no file."""
-
-    def ranges(self) -> Iterator[slice]:
-        """The slots of each block."""
-        for start in range(0, self.shape[0], self.block_slots):
-            yield slice(start, start + self.block_slots)
-
-
-@dataclass(frozen=True)
-class _Manifest:
-    """All that a snapshot is made of."""
-
-    step: int
-    arrays: dict[str, _Array]
-    counters: dict[str, Any]
-
-    def files(self) -> set[str]:
-        """Names of the block files that it needs."""
-        return {block.file for array in self.arrays.values() for block in array.blocks if block is not None}
-
-    def as_data(self) -> dict[str, Any]:
-        content = {
-            "step": self.step,
-            "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "counters": self.counters,
-            "arrays": {
-                name: {
-                    "dtype": array.dtype,
-                    "shape": array.shape,
-                    "block_slots": array.block_slots,
-                    "blocks": [None if block is None else vars(block) for block in array.blocks],
-                }
-                for name, array in self.arrays.items()
-            },
-        }
-        return {"format": FORMAT, "sha256": _digest(content), "snapshot": content}
-
-    @classmethod
-    def parse(cls, data: Any) -> _Manifest:
-        """Raises ValueError, KeyError or TypeError where the data are not what :meth:`as_data` gave."""
-        if data["format"] != FORMAT:
-            raise ValueError(f"format {data['format']} is not known here (expected {FORMAT})")
-        content = data["snapshot"]
-        if _digest(content) != data["sha256"]:
-            raise ValueError("its content is not what was written")
-        arrays = {
-            name: _Array(
-                array["dtype"],
-                tuple(array["shape"]),
-                array["block_slots"],
-                tuple(None if block is None else _File(**block) for block in array["blocks"]),
-            )
-            for name, array in content["arrays"].items()
-        }
-        return cls(content["step"], arrays, content["counters"])
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 class ReplaySnapshots:
     """The snapshots of one replay buffer.
 
@@ -160,7 +80,7 @@ class ReplaySnapshots:
         if keep < 1 or block_bytes < 1:
             raise ValueError(f"keep and block_bytes must be at least 1, not {keep} and {block_bytes}")
         self.storage, self.name, self.keep, self.block_bytes = storage, name, keep, block_bytes
-        self._base: _Manifest | None = None  # the newest snapshot of the buffer that this object knows
+        self._base: Manifest | None = None  # the newest snapshot of the buffer that this object knows
         self._generation: npt.NDArray[Any] | None = None  # of the slots then
         self._unsaved: npt.NDArray[np.bool_] | None = None  # slots that no complete snapshot holds
         self._pending: Pending | None = None
@@ -193,7 +113,7 @@ class ReplaySnapshots:
         self._unsaved = written  # until a complete snapshot holds them
         arrays = buffer.arrays()
         generation = arrays["generation"]
-        layout: dict[str, _Array] = {}
+        layout: dict[str, StoredArray] = {}
         copies: _Copies = {}
         for name, array in arrays.items():
             if len(array) != len(written):
@@ -211,13 +131,13 @@ class ReplaySnapshots:
         self._pending = Pending(self, step, layout, copies, buffer.counters(), generation.copy())
         return self._pending
 
-    def _layout(self, name: str, array: npt.NDArray[Any]) -> _Array:
+    def _layout(self, name: str, array: npt.NDArray[Any]) -> StoredArray:
         """How the array was stored in the last snapshot, or all new."""
         if self._base is not None:
             return self._base.arrays[name]
         slots = max(1, self.block_bytes // max(1, array[:1].nbytes))
         count = -(-len(array) // slots)
-        return _Array(array.dtype.str, array.shape, slots, (None,) * count)
+        return StoredArray(array.dtype.str, array.shape, slots, (None,) * count)
 
     def load(self, step: int, buffer: Snapshotted) -> None:
         """Restore a buffer, block by block; what it holds is as before where this raises.
@@ -253,7 +173,7 @@ class ReplaySnapshots:
         buffer.take_written()  # what the snapshot brought is in the snapshot
         self._base, self._generation, self._unsaved = manifest, views["generation"].copy(), None
 
-    def _check(self, manifest: _Manifest, views: Mapping[str, npt.NDArray[Any]], counters: Mapping[str, Any]) -> None:
+    def _check(self, manifest: Manifest, views: Mapping[str, npt.NDArray[Any]], counters: Mapping[str, Any]) -> None:
         there, here = manifest.counters["settings"], counters["settings"]
         differences = [
             f"{name} is {there.get(name)} there and {here.get(name)} here"
@@ -271,16 +191,16 @@ class ReplaySnapshots:
             where = self._uri(_manifest_name(manifest.step))
             raise InputError(Problem(f"the snapshot is of another replay buffer: {'; '.join(differences)}", where))
 
-    def _manifest(self, step: int) -> _Manifest:
+    def _manifest(self, step: int) -> Manifest:
         name = _manifest_name(step)
         try:
-            return _Manifest.parse(json.loads(self.storage.read(f"{self.name}/{name}")))
+            return Manifest.parse(json.loads(self.storage.read(f"{self.name}/{name}")))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 Problem(f"the manifest of a replay snapshot is damaged: {error}", self._uri(name))
             ) from None
 
-    def _read(self, block: _File) -> npt.NDArray[Any]:
+    def _read(self, block: StoredBlock) -> npt.NDArray[Any]:
         """A block's content, verified."""
         where = self._uri(f"blocks/{block.file}")
         try:
@@ -336,14 +256,14 @@ class ReplaySnapshots:
                 before = blocks[name][block]
                 if before is not None and before.sha256 == digest and before.file in present:
                     continue  # the slot was written, but not this array of it
-                file = _File(f"{name}-{block:05d}-{version:06d}.npy", len(content), digest)
+                file = StoredBlock(f"{name}-{block:05d}-{version:06d}.npy", len(content), digest)
                 with self.storage.writing(f"{self.name}/blocks/{file.file}") as target:
                     target.write(content)
                 present.add(file.file)
                 blocks[name][block] = file
                 written += file.bytes
             layout = {name: replace(stored, blocks=tuple(blocks[name])) for name, stored in pending.layout.items()}
-            manifest = _Manifest(pending.step, layout, pending.counters)
+            manifest = Manifest(pending.step, layout, pending.counters)
             if gone := sorted(manifest.files() - present):
                 self._base = None
                 raise FileNotFoundError(f"{gone[0]} of an older snapshot is gone; the next snapshot is a whole one")
@@ -378,7 +298,7 @@ class Pending:
 
     snapshots: ReplaySnapshots
     step: int
-    layout: dict[str, _Array]
+    layout: dict[str, StoredArray]
     copies: _Copies
     counters: dict[str, Any]
     generation: npt.NDArray[Any]
