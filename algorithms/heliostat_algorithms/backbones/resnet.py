@@ -249,6 +249,8 @@ class ResNetConfig:
     zero_init_residual: bool = True
     """Each block begins as the identity, as in SimCLR's code and Goyal et al. 2017; torchvision's default is false."""
 
+    mixes_samples: ClassVar[bool] = True
+    """Whether the features of a sample depend on the others of its batch: by batch normalisation, while training."""
     block: ClassVar[Block]
     depths: ClassVar[tuple[int, int, int, int]]
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -324,6 +324,9 @@ class ViTConfig:
     initialization: Initialization = "trunc-normal"
     """How weights begin: ``trunc-normal`` as in DINO, DINOv2, I-JEPA and V-JEPA, ``trunc-normal-by-depth`` as in BEiT,
     ``xavier`` as in the ViT paper's code, MoCo v3 and MAE."""
+
+    mixes_samples: ClassVar[bool] = False
+    """Whether the features of a sample depend on the others of its batch; layer normalisation sees one sample."""
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "width", "depth", "heads"):
