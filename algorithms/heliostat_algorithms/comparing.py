@@ -59,6 +59,6 @@ class Comparing(Algorithm):
     def forward(self, inputs: Inputs, clock: Clock, *, alone: Literal[True]) -> Rows: ...
 
     def forward(self, inputs: Inputs, clock: Clock, *, alone: bool = False) -> Step | Rows:
-        """The loss of this worker's rows; or with ``alone`` what ``represent`` gives, in the same data-parallel pass."""
+        """The loss of this worker's rows; with ``alone`` what ``represent`` gives, in the same data-parallel pass."""
         rows = self.represent(inputs, clock)
         return rows if alone else self.compare(rows, self.targets(inputs, clock), clock)

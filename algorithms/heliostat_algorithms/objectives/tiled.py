@@ -1,10 +1,10 @@
 """Softmax cross-entropy of similarities, tile by tile: the full matrix is never held, forward or backward.
 
-The logits of M anchors and N candidates are an (M, N) matrix, and a plain loss keeps it and its softmax for the backward
-pass: at 65,536 images, 131,072 views a side, 69 GB each in float32. Here a tile of logits is made, used and thrown away;
-what remains of each row are a few numbers (the softmax "online", Milakov and Gimelshein 2018, arXiv 1805.02867). The
-backward pass makes each tile once more, now with the row's known normaliser, as in FlashAttention (2205.14135) and in
-Inf-CL (2410.17243). So memory grows with M + N, at the price of computing the logits twice.
+The logits of M anchors and N candidates are an (M, N) matrix, and a plain loss keeps it and its softmax for the
+backward pass: at 65,536 images, 131,072 views a side, 69 GB each in float32. Here a tile of logits is made, used and
+thrown away; what remains of each row are a few numbers (the softmax "online", Milakov and Gimelshein 2018, arXiv
+1805.02867). The backward pass makes each tile once more, now with the row's known normaliser, as in FlashAttention
+(2205.14135) and in Inf-CL (2410.17243). So memory grows with M + N, at the price of computing the logits twice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Found(NamedTuple):
 def tiled_cross_entropy(
     anchors: Tensor, candidates: Tensor, positive: Tensor, own: Tensor | None, temperature: float, tile: int
 ) -> Found:
-    """Each anchor must find its positive among the candidates: the softmax is over anchors @ candidates.T / temperature.
+    """Each anchor must find its positive among the candidates, by a softmax over anchors @ candidates.T / temperature.
 
     Args:
         anchors: (M, D); call it outside autocast, in float32 at least.

@@ -57,8 +57,9 @@ def cached_backward(
     gradients = {name: leaf.grad.split(sizes) for name, leaf in leaves.items() if leaf.grad is not None}
     for number, part in enumerate(parts):
         with local() if number < len(parts) - 1 else nullcontext():
+            inputs = part()
             with autocast():
-                again: Rows = module(part(), clock, alone=True)
+                again: Rows = module(inputs, clock, alone=True)
             known = [name for name in gradients if again[name].requires_grad]
             torch.autograd.backward([again[name] for name in known], [gradients[name][number] for name in known])
     return step
