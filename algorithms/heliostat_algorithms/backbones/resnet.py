@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heliostat_algorithms.encoder import Encoder
+from heliostat_algorithms.backbones.checkpointing import Blockwise
 
 
 class BasicBlock(nn.Module):
@@ -168,7 +168,7 @@ Block: TypeAlias = type[BasicBlock] | type[Bottleneck]
 """A kind of residual block."""
 
 
-class ResNet(Encoder):
+class ResNet(Blockwise):
     """Four stages of residual blocks, averaged over positions.
 
     Args:
@@ -231,9 +231,11 @@ class ResNet(Encoder):
 
     def _map(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, h, w)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        h: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return h
+        x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in stage:
+                x = self._through(block, x)
+        return x
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,11 +26,11 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from heliostat_algorithms.backbones.checkpointing import Blockwise
 from heliostat_algorithms.backbones.drop_path import Kept, kept_rows
 from heliostat_algorithms.backbones.positions import interpolate_positions, sincos_positions
 from heliostat_algorithms.backbones.standardization import PerChannel, Standardization
 from heliostat_algorithms.backbones.transformer import Block, Initialization, initialize
-from heliostat_algorithms.encoder import Encoder
 
 
 class Tokens(NamedTuple):
@@ -58,7 +58,7 @@ class PatchEmbedding(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
 
-class VisionTransformer(Encoder):
+class VisionTransformer(Blockwise):
     """A Vision Transformer for images of so many channels and, unless ``position_grid`` says otherwise, positions for
     images of this (height, width); those of other sizes are interpolated.
 
@@ -233,7 +233,7 @@ class VisionTransformer(Encoder):
             plan = kept_rows(keep, x)
         for number, block in enumerate(self.blocks):
             last = number == self.depth - 1
-            x = block(x, plan[2 * number], plan[2 * number + 1], outputs if last else None)
+            x = self._through(block, x, plan[2 * number], plan[2 * number + 1], outputs if last else None)
         return x
 
     def _embed(self, images: Tensor, masked: Tensor | None = None, visible: Tensor | None = None) -> Tensor:

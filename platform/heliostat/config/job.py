@@ -75,6 +75,9 @@ class Resources(Section):
     """Memory format of images and convolutions; faster on most accelerators."""
     compile: bool = False
     """Compile the networks with torch.compile."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of a backbone's blocks, and compute their insides again in the backward pass: less memory
+    for a third more arithmetic; the same gradients."""
 
     @property
     def worker_range(self) -> range:
