@@ -1,31 +1,39 @@
 """Large batches: optimisers over all tensors at once, NT-Xent by tiles, and what forms of one step keep in memory.
 
-Bytes are counted, not measured: tensors that autograd keeps for the backward pass, and the peak of all tensors that are
-made inside the loss. They are the same on every machine.
+Bytes are counted, not measured: the peak of all tensors that are alive inside the loss, and of those that autograd
+keeps for the backward pass of a whole step. They are counted with tensors that hold no data, so that forms that fit no
+machine can be counted too, and are the same everywhere.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import finalize
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from heliostat_algorithms.algorithm import ParameterGroup
-from heliostat_algorithms.backbones import ResNet50
+from heliostat.training.gradient_cache import cached_backward
+from heliostat_algorithms.algorithm import Clock, DataSpec, Inputs, ParameterGroup
+from heliostat_algorithms.backbones import ResNet50, ViTSmall
+from heliostat_algorithms.backbones.checkpointing import checkpoint_blocks
 from heliostat_algorithms.objectives.nt_xent import nt_xent
 from heliostat_algorithms.optimizers import LARS, AdamW, Sgd
+from heliostat_algorithms.representation.simclr import SimCLR
 
 TILE = 1024
 ROWS = (4_096, 16_384, 65_536)
 """Anchors, that is views: two for each image."""
-PLAIN_AT_MOST = 16_384
-"""A plain loss of 65,536 views holds 17 GB matrices."""
+TIMED = (4_096, 16_384)
+"""A plain loss of 65,536 views holds matrices of 17 GB."""
+BATCHES = (1_024, 4_096, 16_384)
+PART = 256
+"""Images of a part, where the batch is split."""
 
 
 def rows(quick: bool = False) -> list[dict[str, Any]]:
@@ -34,8 +42,21 @@ def rows(quick: bool = False) -> list[dict[str, Any]]:
     for name, config in (("AdamW", AdamW(learning_rate=1e-3)), ("SGD", Sgd(learning_rate=1e-3))):
         ours, other = fused(config), unfused(config)
         found.append(_row(f"{name} on ResNet-50 over torch's loop over tensors", *optimizers(ours, other, 5)))
-    for count in ROWS[:1] if quick else ROWS:
-        found += losses(count, 3 if count < PLAIN_AT_MOST else 1)
+    for count in TIMED[:1] if quick else TIMED:
+        seconds = _in_turn([work(count, TILE), work(count, None)], 3 if count == TIMED[0] else 1)
+        found.append(_row(f"NT-Xent by tiles of {TILE} over the plain one, {count:,} views", *seconds))
+    for count in ROWS:
+        held = peak_bytes(count, TILE), peak_bytes(count, None)
+        found.append(_row(f"peak memory of the same, {count:,} views", *held, "bytes"))
+    for batch in BATCHES[:1] if quick else BATCHES:
+        plain = step_bytes(batch)
+        for name, held_by_step in (
+            ("in parts of 256", step_bytes(batch, part=PART)),
+            ("with activation checkpointing", step_bytes(batch, checkpointing=True)),
+            ("with both", step_bytes(batch, part=PART, checkpointing=True)),
+        ):
+            label = f"kept by a step of SimCLR, ViT-S/16 at 224, {batch:,} images: {name} over plain"
+            found.append(_row(label, held_by_step, plain, "bytes"))
     return found
 
 
@@ -128,21 +149,6 @@ def _in_turn(works: list[Callable[[], object]], times: int) -> tuple[float, floa
 # Losses
 
 
-def losses(count: int, times: int) -> list[dict[str, Any]]:
-    """Seconds and bytes, forward and backward, of the loss by tiles and of the plain one where it fits."""
-    by_tiles, at_once = work(count, TILE), work(count, None)
-    if count > PLAIN_AT_MOST:
-        start = time.process_time()
-        by_tiles()
-        seconds: tuple[float, float | None] = (time.process_time() - start, None)
-    else:
-        seconds = _in_turn([by_tiles, at_once], times)
-    found = [_row(f"NT-Xent by tiles of {TILE} over the plain one, {count:,} views", *seconds)]
-    plain = peak_bytes(at_once) if count <= PLAIN_AT_MOST else None
-    found.append(_row(f"the same, peak memory, {count:,} views", peak_bytes(by_tiles), plain, "bytes"))
-    return found
-
-
 def work(count: int, tile: int | None) -> Callable[[], object]:
     """Forward and backward of this many views, of 128 numbers."""
     generator = torch.Generator().manual_seed(0)
@@ -181,11 +187,16 @@ class Living(TorchDispatchMode):
         return made
 
 
-def peak_bytes(action: Callable[[], object]) -> int:
-    """What an action holds at most."""
-    with Living() as living:
-        action()
+def peak_bytes(count: int, tile: int | None) -> int:
+    """What the loss of so many views holds at most, forward and backward."""
+    with FakeTensorMode():
+        action = work(count, tile)
+        with Living() as living:
+            action()
     return living.peak
+
+
+# A whole step
 
 
 @contextmanager
@@ -206,3 +217,27 @@ def saved_bytes() -> Iterator[Callable[[], int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
         yield lambda: peak
+
+
+def step_bytes(batch: int, *, part: int | None = None, checkpointing: bool = False) -> int:
+    """What autograd keeps at most in one step in float32, the loss by tiles."""
+    config = SimCLR.Config(backbone=ViTSmall(), tile=4096)
+    algorithm = SimCLR(config, DataSpec(image_shape=(3, 224, 224), classes=None))
+    if checkpointing:
+        checkpoint_blocks(algorithm)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        clock = Clock(step=0, total_steps=1, steps_per_epoch=1, batch_size=batch)
+        size = part or batch
+        images = torch.zeros(size, 3, 224, 224)
+
+        def inputs() -> Inputs:
+            return {"first": images, "second": images}
+
+        with saved_bytes() as peak:
+            if part is None:
+                algorithm(inputs(), clock).loss.backward()
+            else:
+                scaler = torch.amp.GradScaler("cpu", enabled=False)
+                parts = [inputs] * (batch // size)
+                cached_backward(algorithm, algorithm, parts, clock, nullcontext, scaler, nullcontext)
+            return peak()
