@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from heliostat_algorithms.backbones.batch_norm import GroupBatchNorm
 from heliostat_algorithms.encoder import Encoder
@@ -33,8 +33,9 @@ class Blockwise(Encoder):
         if not (self.checkpointing and torch.is_grad_enabled()):
             return cast("Tensor", block(*args))
         layers = [module for module in block.modules() if isinstance(module, _BatchNorm)]
-        more = {"context_fn": partial(_contexts, layers)} if layers else {}
-        return cast("Tensor", checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False, **more))
+        contexts = partial(_contexts, layers) if layers else noop_context_fn
+        made = checkpoint(block, *args, use_reentrant=False, context_fn=contexts, preserve_rng_state=False)
+        return cast("Tensor", made)
 
 
 def checkpoint_blocks(network: nn.Module) -> int:

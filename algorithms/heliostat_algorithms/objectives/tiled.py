@@ -105,7 +105,7 @@ class _Tiled(torch.autograd.Function):
         return torch.cat(losses), entropy, first
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         anchors, candidates, positive, own, normalizers = ctx.saved_tensors
         of_anchors = torch.zeros_like(anchors) if ctx.needs_input_grad[0] else None

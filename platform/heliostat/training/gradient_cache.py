@@ -54,7 +54,7 @@ def cached_backward(
         scaler.scale(made.loss).backward()  # type: ignore[no-untyped-call]
     step = Step(made.loss.detach(), {name: value.detach() for name, value in made.metrics.items()})
     del made
-    gradients = {name: leaf.grad.split(sizes) for name, leaf in leaves.items() if leaf.grad is not None}
+    gradients = {name: torch.split(leaf.grad, sizes) for name, leaf in leaves.items() if leaf.grad is not None}
     for number, part in enumerate(parts):
         with local() if number < len(parts) - 1 else nullcontext():
             inputs = part()

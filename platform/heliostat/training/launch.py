@@ -95,10 +95,9 @@ def _unsplittable(job: Job) -> list[str]:
         ]
     if not method.represents_alone(job.algorithm):
         return [
-            f"the loss of {name} is no plain mean over samples, and batch normalisation in its backbone "
-            f"({job.algorithm.backbone.type}) would see the statistics of each part, so splitting the batch would "
-            "change it; take a Vision Transformer, resources.activation_checkpointing, more workers or a smaller "
-            "batch_size"
+            f"the loss of {name} is no plain mean over samples, and batch normalisation in its backbone would see the "
+            "statistics of each part, so splitting the batch would change it; take a Vision Transformer, "
+            "resources.activation_checkpointing, more workers or a smaller batch_size"
         ]
     return []
 
