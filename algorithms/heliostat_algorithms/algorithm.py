@@ -247,7 +247,7 @@ class Algorithm(nn.Module, ABC):
     """Whether training makes sense only from what another training learned (``begin_from``)."""
     separable: ClassVar[bool] = False
     """Whether the loss is a plain mean over samples, so that a batch may be split and its gradients summed. False for
-    losses that compare the samples of a batch and for networks with batch normalisation."""
+    losses that compare the samples of a batch (see ``comparing``) and for networks with batch normalisation."""
     learns_from: ClassVar[frozenset[Kind]] = frozenset({"images"})
     """Which samples it can be shown."""
     video: ClassVar[bool] = False

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from heliostat_algorithms.algorithm import ParameterGroup
+from heliostat_algorithms.backbones import ResNet50
 from heliostat_algorithms.optimizers import LARS, AdamW, Lars, Sgd
 
 SHAPES = [(4, 3, 2, 2), (5, 7), (6,), (3, 3)]
@@ -222,3 +223,62 @@ def test_only_regularised_parameters_decay(kind: Any) -> None:
 def test_configs_refuse_numbers_out_of_range(kind: Any, bad: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**{"learning_rate": 0.1, **bad})
+
+
+def loop_over_tensors(weights: list[Tensor], velocities: list[Tensor], adapt: list[bool], decay: float) -> None:
+    """One step of LARS, one tensor after the other."""
+    for weight, velocity, adapts in zip(weights, velocities, adapt, strict=True):
+        gradient, ratio = weight.grad, torch.ones(())
+        assert gradient is not None
+        if adapts:
+            gradient = gradient + decay * weight
+            weight_norm, norm = torch.linalg.vector_norm(weight), torch.linalg.vector_norm(gradient)
+            if weight_norm > 0 and norm > 0:
+                ratio = 0.001 * weight_norm / norm
+        velocity.mul_(0.9).add_(0.3 * ratio * gradient)
+        weight.sub_(velocity)
+
+
+@torch.no_grad()
+def test_lars_over_all_tensors_at_once_is_lars_over_each() -> None:
+    """ResNet-50's tensors, narrow, in float32."""
+    torch.manual_seed(0)
+    ours = list(ResNet50(width=8).build(3, (32, 32)).parameters())  # some begin at 0: zero_init_residual
+    other = [nn.Parameter(parameter.detach().clone()) for parameter in ours]
+    adapt = [parameter.ndim > 1 for parameter in ours]
+    groups = [
+        {"params": [p for p, a in zip(ours, adapt, strict=True) if a], "weight_decay": 1e-2},
+        {"params": [p for p, a in zip(ours, adapt, strict=True) if not a], "adapt": False},
+    ]
+    optimizer = LARS(groups, lr=0.3)
+    velocities: list[Tensor] = [torch.zeros_like(parameter) for parameter in other]
+    for _ in range(4):
+        for mine, its in zip(ours, other, strict=True):
+            mine.grad = torch.randn_like(mine)
+            its.grad = mine.grad.clone()
+        optimizer.step()
+        loop_over_tensors(list(other), velocities, adapt, 1e-2)
+        for mine, its in zip(ours, other, strict=True):
+            torch.testing.assert_close(mine, its, rtol=1e-6, atol=1e-6)
+            assert torch.equal(mine.grad, its.grad)  # type: ignore[arg-type]
+    assert len(ours) == 159
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AdamW(learning_rate=0.01, weight_decay=0.1),
+        Sgd(learning_rate=0.01, weight_decay=0.1),
+        Sgd(learning_rate=0.01, momentum=0.8, nesterov=True),
+        Sgd(learning_rate=0.01, momentum=0.0),
+    ],
+)
+def test_fused_kernels_are_torchs_loop(config: Any) -> None:
+    histories = []
+    for fused in (True, False):
+        weights = leaves()
+        optimizer = config.build([ParameterGroup("all", list(weights), True)], 256)
+        assert optimizer.param_groups[0]["fused"]
+        optimizer.param_groups[0].update(fused=fused, foreach=False)
+        histories.append(train(optimizer, weights, range(STEPS)))
+    torch.testing.assert_close(histories[0], histories[1], rtol=1e-12, atol=1e-12)

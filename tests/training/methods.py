@@ -53,6 +53,10 @@ METHODS: dict[str, str] = {
 algorithm: {{type: simclr, backbone: {RESNET}, projection_dim: 8, temperature: 0.5, augmentation: {VIEW}}}
 {LARS}
 """,
+    "simclr-cached": f"""
+algorithm: {{type: simclr, backbone: {VIT}, projection_dim: 8, temperature: 0.5, tile: 5, augmentation: {VIEW}}}
+{LARS.replace("batch_size", "accumulate: 2, batch_size")}
+""",
     "simclr-v2": f"""
 algorithm: {{type: simclr-v2, backbone: {RESNET}, projection_dim: 8, temperature: 0.5, augmentation: {VIEW}}}
 {LARS}

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heliostat_algorithms.encoder import Encoder
+from heliostat_algorithms.backbones.checkpointing import Blockwise
 
 
 class BasicBlock(nn.Module):
@@ -168,7 +168,7 @@ Block: TypeAlias = type[BasicBlock] | type[Bottleneck]
 """A kind of residual block."""
 
 
-class ResNet(Encoder):
+class ResNet(Blockwise):
     """Four stages of residual blocks, averaged over positions.
 
     Args:
@@ -231,9 +231,11 @@ class ResNet(Encoder):
 
     def _map(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, h, w)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        h: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return h
+        x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in stage:
+                x = self._through(block, x)
+        return x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +251,8 @@ class ResNetConfig:
     zero_init_residual: bool = True
     """Each block begins as the identity, as in SimCLR's code and Goyal et al. 2017; torchvision's default is false."""
 
+    mixes_samples: ClassVar[bool] = True
+    """Whether the features of a sample depend on the others of its batch: by batch normalisation, while training."""
     block: ClassVar[Block]
     depths: ClassVar[tuple[int, int, int, int]]
 

@@ -14,11 +14,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from heliostat_algorithms.backbones.checkpointing import Blockwise
 from heliostat_algorithms.backbones.positions import sincos_positions_3d
 from heliostat_algorithms.backbones.standardization import Standardization
 from heliostat_algorithms.backbones.transformer import Block, initialize
 from heliostat_algorithms.backbones.vit import ViTConfig
-from heliostat_algorithms.encoder import Encoder
 
 _REQUIRED = {
     "class_token": False,
@@ -62,7 +62,7 @@ class TubeletEmbedding(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
 
-class VideoTransformer(Encoder):
+class VideoTransformer(Blockwise):
     """A Vision Transformer for clips of any length and size that the tubelets divide.
 
     Args:
@@ -131,7 +131,7 @@ class VideoTransformer(Encoder):
                 raise ValueError(f"visible is {tuple(visible.shape)}; it lists tubelets for each of {len(x)} clips")
             x = x.gather(1, visible.unsqueeze(2).expand(-1, -1, x.shape[2]))
         for block in self.blocks:
-            x = block(x)
+            x = self._through(block, x)
         tokens: Tensor = self.norm(x)
         return tokens
 

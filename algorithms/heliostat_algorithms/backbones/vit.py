@@ -21,16 +21,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from heliostat_algorithms.backbones.checkpointing import Blockwise
 from heliostat_algorithms.backbones.drop_path import Kept, kept_rows
 from heliostat_algorithms.backbones.positions import interpolate_positions, sincos_positions
 from heliostat_algorithms.backbones.standardization import PerChannel, Standardization
 from heliostat_algorithms.backbones.transformer import Block, Initialization, initialize
-from heliostat_algorithms.encoder import Encoder
 
 
 class Tokens(NamedTuple):
@@ -58,7 +58,7 @@ class PatchEmbedding(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
 
-class VisionTransformer(Encoder):
+class VisionTransformer(Blockwise):
     """A Vision Transformer for images of so many channels and, unless ``position_grid`` says otherwise, positions for
     images of this (height, width); those of other sizes are interpolated.
 
@@ -233,7 +233,7 @@ class VisionTransformer(Encoder):
             plan = kept_rows(keep, x)
         for number, block in enumerate(self.blocks):
             last = number == self.depth - 1
-            x = block(x, plan[2 * number], plan[2 * number + 1], outputs if last else None)
+            x = self._through(block, x, plan[2 * number], plan[2 * number + 1], outputs if last else None)
         return x
 
     def _embed(self, images: Tensor, masked: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
@@ -324,6 +324,9 @@ class ViTConfig:
     initialization: Initialization = "trunc-normal"
     """How weights begin: ``trunc-normal`` as in DINO, DINOv2, I-JEPA and V-JEPA, ``trunc-normal-by-depth`` as in BEiT,
     ``xavier`` as in the ViT paper's code, MoCo v3 and MAE."""
+
+    mixes_samples: ClassVar[bool] = False
+    """Whether the features of a sample depend on the others of its batch; layer normalisation sees one sample."""
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "width", "depth", "heads"):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heliostat_algorithms.collectives import gather_rows, rank
+from heliostat_algorithms.objectives.tiled import tiled_cross_entropy
 
 
 def queue_info_nce(
@@ -41,13 +42,16 @@ def queue_info_nce(
     return loss, {"contrastive_top1": found.to(dtype).mean()}
 
 
-def batch_info_nce(queries: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
+def batch_info_nce(
+    queries: Tensor, keys: Tensor, temperature: float, tile: int | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Each query must find its key among the keys of the global batch.
 
     Args:
         queries: (B, D) this worker's, of any length.
         keys: (B, D) the key of each query, of any length; those of all workers are candidates. Without gradient.
         temperature: t; in MoCo v3 0.2 for Vision Transformers and 1 for ResNet-50.
+        tile: hold so many rows and columns of the similarities at once; None: all, (B, N). See ``tiled``.
 
     Returns:
         The mean over this worker's B queries, and ``contrastive_top1``: the share of queries to which their key is more
@@ -58,6 +62,9 @@ def batch_info_nce(queries: Tensor, keys: Tensor, temperature: float) -> tuple[T
         q = F.normalize(queries.to(dtype), dim=1)
         k = gather_rows(F.normalize(keys.detach().to(dtype), dim=1))  # (N, D), in rank order
         own = rank() * len(q) + torch.arange(len(q), device=q.device)
+        if tile is not None:
+            made = tiled_cross_entropy(q, k, own, None, temperature, tile)
+            return made.loss.mean(), {"contrastive_top1": made.first.to(dtype).mean()}
         logits = q @ k.T / temperature
         loss = F.cross_entropy(logits, own)
         with torch.no_grad():

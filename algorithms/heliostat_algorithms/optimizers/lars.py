@@ -87,8 +87,7 @@ class LARS(Optimizer):
             update_norms = torch.stack(torch._foreach_norm(updates))
             ratios = group["trust_coefficient"] * weight_norms / update_norms
             ratios = torch.where((weight_norms > 0) & (update_norms > 0), ratios, 1.0)
-            scaled = torch._foreach_mul(updates, list((ratios * group["lr"]).unbind()))
-            torch._foreach_add_(velocities, scaled)
+            torch._foreach_addcmul_(velocities, updates, list((ratios * group["lr"]).unbind()))
         else:
             torch._foreach_add_(velocities, updates, alpha=group["lr"])
         torch._foreach_sub_(weights, velocities)

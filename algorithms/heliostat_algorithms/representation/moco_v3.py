@@ -18,13 +18,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from heliostat_algorithms.algorithm import Algorithm, Batch, Clock, DataSpec, Inputs, ParameterGroup, Step
+from heliostat_algorithms.algorithm import Batch, Clock, DataSpec, Inputs, ParameterGroup, Step
 from heliostat_algorithms.augmentation import ColorJitter, GaussianBlur, ViewAugmentation
 from heliostat_algorithms.backbones import BackboneConfig, VisionTransformer, ViTBase
+from heliostat_algorithms.comparing import Comparing, Rows
 from heliostat_algorithms.encoder import Encoder
 from heliostat_algorithms.heads.mlp import MLP
 from heliostat_algorithms.objectives.info_nce import batch_info_nce
 from heliostat_algorithms.objectives.spread import spread
+from heliostat_algorithms.objectives.tiled import check_tile
 from heliostat_algorithms.randomness import Random
 from heliostat_algorithms.schedules import Ramp
 from heliostat_algorithms.teachers import follow, teacher_of
@@ -56,10 +58,8 @@ def _vit_base() -> ViTBase:
     return ViTBase(positions="sincos", frozen_patch_embedding=True, initialization="xavier")
 
 
-class MoCoV3(Algorithm):
+class MoCoV3(Comparing):
     """MoCo v3 (Chen, Xie and He 2021): each view finds the other view's key among all keys of the batch."""
-
-    separable = False  # negatives are the other samples of the batch, and batch normalisation mixes them
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -77,6 +77,9 @@ class MoCoV3(Algorithm):
         """Linear layers of the projector; null: 3 for Vision Transformers, 2 for ResNets, as in the paper."""
         temperature: float = 0.2
         """Lower weighs hard negatives more; 1.0 for ResNet-50."""
+        tile: int | None = None
+        """Compute the loss by tiles of so many rows and columns of the similarities and never hold them all: memory
+        linear in the batch, the similarities computed twice. Some thousand on accelerators. null: all at once."""
         momentum: Ramp = field(default_factory=lambda: Ramp(start=0.99, end=1.0))
         """Share of the old key encoder that stays in each step; from 0.996 for ResNet-50 and 1000 epochs."""
         first_view: FirstView = field(default_factory=FirstView)
@@ -98,6 +101,7 @@ class MoCoV3(Algorithm):
                 raise ValueError(
                     f"the views have sizes {self.first_view.size} and {self.second_view.size}; they must be of one size"
                 )
+            check_tile(self.tile)
 
     def __init__(self, config: Config, data: DataSpec) -> None:
         super().__init__(config, data)
@@ -126,17 +130,25 @@ class MoCoV3(Algorithm):
             "second": self.config.second_view(batch["image"], random.within("second")),
         }
 
-    def forward(self, inputs: Inputs, clock: Clock) -> Step:
-        """Algorithm 1: the loss of both directions, times 2 t. Each view is a pass of its own, with its own batch
+    def represent(self, inputs: Inputs, clock: Clock) -> Rows:
+        """h (B, D) of the ``first`` and the ``second`` views. Each view is a pass of its own, with its own batch
         statistics, as in the official code."""
-        t = self.config.temperature
-        h1, h2 = self.backbone(inputs["first"]), self.backbone(inputs["second"])
+        return {name: self.backbone(inputs[name]) for name in ("first", "second")}
+
+    def targets(self, inputs: Inputs, clock: Clock) -> Rows:
+        """h (B, D) of both views by the key encoder, likewise."""
+        with torch.no_grad():
+            return {name: self.key_backbone(inputs[name]) for name in ("first", "second")}
+
+    def compare(self, rows: Rows, targets: Rows, clock: Clock) -> Step:
+        """Algorithm 1: the loss of both directions, times 2 t."""
+        t, tile = self.config.temperature, self.config.tile
+        h1, h2 = rows["first"], rows["second"]
         q1, q2 = self.predictor(self.projector(h1)), self.predictor(self.projector(h2))
         with torch.no_grad():
-            k1 = self.key_projector(self.key_backbone(inputs["first"]))
-            k2 = self.key_projector(self.key_backbone(inputs["second"]))
-        first, metrics = batch_info_nce(q1, k2, t)
-        second, others = batch_info_nce(q2, k1, t)
+            k1, k2 = self.key_projector(targets["first"]), self.key_projector(targets["second"])
+        first, metrics = batch_info_nce(q1, k2, t, tile)
+        second, others = batch_info_nce(q2, k1, t, tile)
         top1 = (metrics["contrastive_top1"] + others["contrastive_top1"]) / 2
         return Step(2 * t * (first + second), {"contrastive_top1": top1, "feature_std": spread(h1)})
 

@@ -13,19 +13,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from heliostat_algorithms.algorithm import Algorithm, Batch, Clock, DataSpec, Inputs, Step
+from heliostat_algorithms.algorithm import Batch, Clock, DataSpec, Inputs, Step
 from heliostat_algorithms.augmentation import ViewAugmentation
 from heliostat_algorithms.backbones import BackboneConfig, ResNet50
+from heliostat_algorithms.comparing import Comparing, Rows
 from heliostat_algorithms.encoder import Encoder
 from heliostat_algorithms.heads.projection import ProjectionHead
 from heliostat_algorithms.objectives.nt_xent import nt_xent
+from heliostat_algorithms.objectives.tiled import check_tile
 from heliostat_algorithms.randomness import Random
 
 
-class SimCLR(Algorithm):
+class SimCLR(Comparing):
     """SimCLR (Chen et al. 2020): each view finds the other view of its image among all views of the batch."""
-
-    separable = False  # negatives are the other samples of the batch, and batch normalisation mixes them
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -42,6 +42,9 @@ class SimCLR(Algorithm):
         """Width of the projections z; the paper sees little difference from 32 to 2048 (figure 8)."""
         temperature: float = 0.1
         """Lower weighs hard negatives more; 0.5 for CIFAR-10 (appendix B.9)."""
+        tile: int | None = None
+        """Compute the loss by tiles of so many rows and columns of the similarities and never hold them all: memory
+        linear in the batch, the similarities computed twice. Some thousand on accelerators. null: all at once."""
         augmentation: ViewAugmentation = field(default_factory=ViewAugmentation)
         """How views are made; for CIFAR-10 jitter.strength 0.5 and no blur."""
 
@@ -52,6 +55,7 @@ class SimCLR(Algorithm):
                     raise ValueError(f"{name} is {value}; it must be at least 1")
             if not self.temperature > 0:
                 raise ValueError(f"temperature is {self.temperature}; it must be above 0")
+            check_tile(self.tile)
 
     def __init__(self, config: Config, data: DataSpec) -> None:
         super().__init__(config, data)
@@ -70,11 +74,15 @@ class SimCLR(Algorithm):
             "second": augment(batch["image"], random.within("second")),
         }
 
-    def forward(self, inputs: Inputs, clock: Clock) -> Step:
-        """Algorithm 1; equation 1 is in ``nt_xent``. Both views share one pass, and so its batch statistics."""
-        views = torch.cat([inputs["first"], inputs["second"]])
-        first, second = self.projection(self.backbone(views)).chunk(2)
-        loss, metrics = nt_xent(first, second, self.config.temperature)
+    def represent(self, inputs: Inputs, clock: Clock) -> Rows:
+        """h (B, D) of the ``first`` and the ``second`` views. Both share one pass, and so its batch statistics."""
+        first, second = self.backbone(torch.cat([inputs["first"], inputs["second"]])).chunk(2)
+        return {"first": first, "second": second}
+
+    def compare(self, rows: Rows, targets: Rows, clock: Clock) -> Step:
+        """The rest of algorithm 1; equation 1 is in ``nt_xent``. Both views share the head's batch statistics, too."""
+        first, second = self.projection(torch.cat([rows["first"], rows["second"]])).chunk(2)
+        loss, metrics = nt_xent(first, second, self.config.temperature, self.config.tile)
         return Step(loss, metrics)
 
     def encoder(self) -> Encoder:

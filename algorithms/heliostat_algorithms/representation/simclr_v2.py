@@ -15,23 +15,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heliostat_algorithms.algorithm import Algorithm, Batch, Clock, DataSpec, Inputs, Step
+from heliostat_algorithms.algorithm import Batch, Clock, DataSpec, Inputs, Step
 from heliostat_algorithms.augmentation import ViewAugmentation
 from heliostat_algorithms.backbones import BackboneConfig, ResNet50
 from heliostat_algorithms.collectives import gather_rows, rank
+from heliostat_algorithms.comparing import Comparing, Rows
 from heliostat_algorithms.encoder import Encoder
 from heliostat_algorithms.heads.projection import ProjectionHead
 from heliostat_algorithms.memory import Memory
-from heliostat_algorithms.objectives.nt_xent import nt_xent
+from heliostat_algorithms.objectives.nt_xent import find_positive, nt_xent
 from heliostat_algorithms.objectives.spread import spread
+from heliostat_algorithms.objectives.tiled import check_tile
 from heliostat_algorithms.randomness import Random
 from heliostat_algorithms.teachers import follow, teacher_of
 
 
-class SimCLRv2(Algorithm):
+class SimCLRv2(Comparing):
     """SimCLRv2 pretraining (Chen et al. 2020): SimCLR with a deeper head and, if wanted, a memory of negatives."""
-
-    separable = False  # negatives are the other samples of the batch, and batch normalisation mixes them
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -49,6 +49,9 @@ class SimCLRv2(Algorithm):
         """Width of the projections z."""
         temperature: float = 0.1
         """Lower weighs hard negatives more."""
+        tile: int | None = None
+        """Compute the loss by tiles of so many rows and columns of the similarities and never hold them all: memory
+        linear in the batch, the similarities computed twice. Some thousand on accelerators. null: all at once."""
         memory_size: int = 0
         """Keys of earlier views that are further negatives; 65536 in the paper, worth about 1 % there. 0: no memory and
         no second network."""
@@ -68,6 +71,7 @@ class SimCLRv2(Algorithm):
                 raise ValueError(f"memory_size is {self.memory_size}; it must be a number of keys, or 0 for no memory")
             if not 0 <= self.memory_momentum < 1:
                 raise ValueError(f"memory_momentum is {self.memory_momentum}; it must be at least 0 and below 1")
+            check_tile(self.tile)
 
     def __init__(self, config: Config, data: DataSpec) -> None:
         super().__init__(config, data)
@@ -98,17 +102,31 @@ class SimCLRv2(Algorithm):
             "second": augment(batch["image"], random.within("second")),
         }
 
-    def forward(self, inputs: Inputs, clock: Clock) -> Step:
-        """Equation 1. Both views share one pass, and so its batch statistics; likewise in the key network."""
-        views = torch.cat([inputs["first"], inputs["second"]])
-        h = self.backbone(views)
+    def represent(self, inputs: Inputs, clock: Clock) -> Rows:
+        """h (B, D) of the ``first`` and the ``second`` views. Both share one pass, and so its batch statistics."""
+        first, second = self.backbone(torch.cat([inputs["first"], inputs["second"]])).chunk(2)
+        return {"first": first, "second": second}
+
+    def targets(self, inputs: Inputs, clock: Clock) -> Rows:
+        """With a memory, h (B, D) of both views by the key network, likewise in one pass."""
+        if self.memory is None:
+            return {}
+        with torch.no_grad():
+            first, second = self.key_backbone(torch.cat([inputs["first"], inputs["second"]])).chunk(2)
+        return {"first": first, "second": second}
+
+    def compare(self, rows: Rows, targets: Rows, clock: Clock) -> Step:
+        """Equation 1. Both views share the batch statistics of the head, and of the key network's."""
+        t, tile = self.config.temperature, self.config.tile
+        h = torch.cat([rows["first"], rows["second"]])
         first, second = self.projection(h).chunk(2)
         if self.memory is None:
-            loss, metrics = nt_xent(first, second, self.config.temperature)
+            loss, metrics = nt_xent(first, second, t, tile)
         else:
             with torch.no_grad():
-                keys = gather_views(_directions(self.key_projection(self.key_backbone(views))))
-            loss, metrics = nt_xent_to_keys(first, second, keys, self.memory.negatives(), self.config.temperature)
+                key_h = torch.cat([targets["first"], targets["second"]])
+                keys = gather_views(_directions(self.key_projection(key_h)))
+            loss, metrics = nt_xent_to_keys(first, second, keys, self.memory.negatives(), t, tile)
             self._keys = keys
         return Step(loss, metrics | {"feature_std": spread(h)})
 
@@ -147,7 +165,7 @@ def gather_views(rows: Tensor) -> Tensor:
 
 
 def nt_xent_to_keys(
-    first: Tensor, second: Tensor, keys: Tensor, memory: Tensor, temperature: float
+    first: Tensor, second: Tensor, keys: Tensor, memory: Tensor, temperature: float, tile: int | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """NT-Xent in which each view must find the *key* of the other view of its image.
 
@@ -162,6 +180,7 @@ def nt_xent_to_keys(
         keys: (2 N, D) normalised keys of the global batch: all first views, then all second views.
         memory: (K, D) normalised keys of earlier batches.
         temperature: t.
+        tile: as in ``nt_xent``.
 
     Returns:
         The mean over this worker's 2 B anchors, and the metrics of ``nt_xent``.
@@ -171,14 +190,8 @@ def nt_xent_to_keys(
         B, N = len(first), len(keys) // 2
         rows = rank() * B + torch.arange(B, device=first.device)
         own, positive = torch.cat([rows, rows + N]), torch.cat([rows + N, rows])
-        logits = anchors @ torch.cat([keys, memory]).to(anchors.dtype).T / temperature
-        logits = logits.scatter(1, own.unsqueeze(1), float("-inf"))
-        log_probabilities = F.log_softmax(logits, dim=1)
-        loss = F.nll_loss(log_probabilities, positive)
-        with torch.no_grad():
-            top1 = (logits.argmax(dim=1) == positive).to(anchors.dtype).mean()
-            entropy = torch.special.entr(log_probabilities.exp()).sum(dim=1).mean()
-    return loss, {"contrastive_top1": top1, "contrastive_entropy": entropy}
+        candidates = torch.cat([keys, memory]).to(anchors.dtype)
+        return find_positive(anchors, candidates, positive, own, temperature, tile)
 
 
 def _directions(rows: Tensor) -> Tensor:

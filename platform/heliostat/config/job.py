@@ -43,8 +43,8 @@ class Optimization(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of forward and backward; weights and optimiser stay in fp32, fp16 scales its loss."""
     accumulate: PositiveInt = 1
-    """Split each worker's rows into this many parts, one forward and backward each. Exact, so only for losses that are
-    a mean over samples; refused where samples are compared."""
+    """Split each worker's rows into this many parts. Exact: where the loss is a mean over samples by adding up, where
+    it compares them by caching gradients, at the price of a second forward pass. Refused where it could not be."""
     clip_gradient_norm: PositiveFloat | None = None
     """Largest norm of a gradient; longer ones are shortened."""
     clip_per: Literal["all", "parameter"] = "all"
@@ -78,6 +78,9 @@ class Resources(Section):
     """Memory format of images and convolutions; faster on most accelerators."""
     compile: bool = False
     """Compile the networks with torch.compile."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of a backbone's blocks, and compute their insides again in the backward pass: less memory
+    for a third more arithmetic; the same gradients."""
 
     @property
     def worker_range(self) -> range:

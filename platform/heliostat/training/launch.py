@@ -40,6 +40,7 @@ from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import LocalRuntime
 from heliostat.training.state import TrainingState
 from heliostat_algorithms.algorithm import Algorithm
+from heliostat_algorithms.comparing import Comparing
 from heliostat_algorithms.evaluation import NetworkEvaluator
 
 
@@ -63,13 +64,8 @@ def check(job: Job, *, follows: bool = False) -> list[Problem]:
             rows, parts = optimization.batch_size // workers, optimization.accumulate
             what = f"a worker's {rows} rows cannot be split into {parts} equal parts"
             problems.append(Problem(what, "optimization.accumulate"))
-    if optimization.accumulate > 1 and not _separable(job):
-        name = job.algorithm.type
-        what = (
-            f"the loss of {name} is no plain mean over samples, so splitting the batch would change it; use more "
-            "workers or a smaller batch_size"
-        )
-        problems.append(Problem(what, "optimization.accumulate"))
+    if optimization.accumulate > 1:
+        problems += [Problem(what, "optimization.accumulate") for what in _unsplittable(job)]
     if job.sample is not None and ALGORITHMS[job.algorithm.type].sample is Algorithm.sample:
         problems.append(Problem(f"{job.algorithm.type} is not generative and makes no samples", "sample"))
     if job.resources.gpus_per_worker and job.resources.runtime == "local" and not torch.cuda.is_available():
@@ -88,8 +84,23 @@ def check(job: Job, *, follows: bool = False) -> list[Problem]:
     return problems + check_tracking(job) + secrets_in(job)
 
 
-def _separable(job: Job) -> bool:
-    return ALGORITHMS[job.algorithm.type].is_separable(job.algorithm)
+def _unsplittable(job: Job) -> list[str]:
+    """Why the batch cannot be split without changing the method."""
+    method, name = ALGORITHMS[job.algorithm.type], job.algorithm.type
+    if method.is_separable(job.algorithm):
+        return []
+    if not issubclass(method, Comparing):
+        return [
+            f"the loss of {name} is no plain mean over samples, so splitting the batch would change it; use more "
+            "workers or a smaller batch_size"
+        ]
+    if not method.represents_alone(job.algorithm):
+        return [
+            f"the loss of {name} is no plain mean over samples, and batch normalisation in its backbone would see the "
+            "statistics of each part, so splitting the batch would change it; take a Vision Transformer, "
+            "resources.activation_checkpointing, more workers or a smaller batch_size"
+        ]
+    return []
 
 
 def device(job: Job) -> torch.device:

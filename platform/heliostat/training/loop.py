@@ -9,9 +9,10 @@ where it stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from heliostat.training.checkpoint import CheckpointError
 from heliostat.training.collapse import watch
 from heliostat.training.datasets import Datasets, minibatches, total_steps
 from heliostat.training.evaluation import Evaluation
+from heliostat.training.gradient_cache import cached_backward
 from heliostat.training.monitor import Outcome, Progress
 from heliostat.training.origin import begin_from, find_origin, spec_facts
 from heliostat.training.pictures import keep_pictures, keep_samples
@@ -33,6 +35,7 @@ from heliostat.training.runtime import Runtime
 from heliostat.training.state import TrainingState
 from heliostat_algorithms.algorithm import Batch, Clock, Inputs, Step
 from heliostat_algorithms.collectives import mean_over_workers
+from heliostat_algorithms.comparing import Comparing
 from heliostat_algorithms.randomness import Random
 
 _NEVER = 2**62
@@ -138,19 +141,15 @@ class TrainingLoop:
         module = self.modules[turn.player]
         with state.playing(turn.player):
             state.optimizer.zero_grad(set_to_none=True)
-            parts = list(self._parts(clock.step, turn.minibatch))
-            losses: list[Step] = []
-            for part, (batch, rows) in enumerate(parts):
-                random = Random(self.job.seed, clock.step, rows, self.runtime.device)
-                with torch.no_grad():
-                    drawn = random if number == 0 else random.within(f"turn {number}")
-                    inputs = self._formatted(state.algorithm.prepare(batch, clock, drawn))
-                last = part == len(parts) - 1
-                with nullcontext() if last else _unsynchronised(module):
-                    with self._autocast():
-                        made: Step = module(inputs, clock)
-                    state.scaler.scale(made.loss / len(parts)).backward()  # type: ignore[no-untyped-call]
-                losses.append(Step(made.loss.detach(), {name: value.detach() for name, value in made.metrics.items()}))
+            parts = [
+                partial(self._prepared, batch, rows, clock, number)
+                for batch, rows in self._parts(clock.step, turn.minibatch)
+            ]
+            if len(parts) > 1 and isinstance(state.algorithm, Comparing):
+                local = partial(_unsynchronised, module)
+                mean = cached_backward(state.algorithm, module, parts, clock, self._autocast, state.scaler, local)
+            else:
+                mean = self._backward(module, parts, clock)
             state.scaler.unscale_(state.optimizer)
             state.algorithm.after_backward(clock)
             gradient_norm = None
@@ -158,10 +157,28 @@ class TrainingLoop:
                 gradient_norm = self._clip()
             state.scaler.step(state.optimizer)
             state.scaler.update()
-        mean = _mean(losses)
         bad = ~torch.isfinite(mean.loss)
         self._first_bad = torch.where(bad, self._first_bad.clamp(max=clock.step), self._first_bad)
         return mean, gradient_norm
+
+    def _prepared(self, batch: Batch, rows: range, clock: Clock, number: int) -> Inputs:
+        """What the network sees of these rows in the turn of this number; the same each time it is asked."""
+        random = Random(self.job.seed, clock.step, rows, self.runtime.device)
+        with torch.no_grad():
+            drawn = random if number == 0 else random.within(f"turn {number}")
+            return self._formatted(self.state.algorithm.prepare(batch, clock, drawn))
+
+    def _backward(self, module: nn.Module, parts: Sequence[Callable[[], Inputs]], clock: Clock) -> Step:
+        """Add up the gradients of the parts, whose mean is this worker's loss."""
+        losses: list[Step] = []
+        for number, part in enumerate(parts):
+            inputs = part()
+            with nullcontext() if number == len(parts) - 1 else _unsynchronised(module):
+                with self._autocast():
+                    made: Step = module(inputs, clock)
+                self.state.scaler.scale(made.loss / len(parts)).backward()  # type: ignore[no-untyped-call]
+            losses.append(Step(made.loss.detach(), {name: value.detach() for name, value in made.metrics.items()}))
+        return _mean(losses)
 
     def _clip(self) -> Tensor:
         """Shorten gradients to the job's limit, if it has one. Returns the norm of the whole gradient before."""

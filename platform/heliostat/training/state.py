@@ -13,6 +13,7 @@ from heliostat.config.registry import ALGORITHMS
 from heliostat.training.checkpoint import check_architecture
 from heliostat_algorithms.algorithm import Algorithm, DataSpec
 from heliostat_algorithms.backbones.batch_norm import synchronize_batch_norm
+from heliostat_algorithms.backbones.checkpointing import checkpoint_blocks
 from heliostat_algorithms.randomness import bits
 
 
@@ -38,6 +39,10 @@ class TrainingState:
         algorithm = build_algorithm(job, data)
         if world_size > 1:
             algorithm = synchronize_batch_norm(algorithm, device.type)
+        if job.resources.activation_checkpointing and not checkpoint_blocks(algorithm):
+            raise ValueError(
+                f"activation_checkpointing is for Vision Transformers and ResNets, and {job.algorithm.type} has neither"
+            )
         if job.resources.channels_last:
             algorithm = algorithm.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.algorithm: Algorithm = algorithm.to(device)
