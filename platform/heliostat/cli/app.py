@@ -9,6 +9,7 @@ import typer
 
 from heliostat.cli import (
     compare,
+    data,
     doctor,
     evaluate,
     list_,
@@ -44,6 +45,7 @@ app.command("register")(register.register)
 app.command("evaluate")(evaluate.evaluate)
 app.command("play")(play.play)
 app.command("sample")(sample.sample)
+app.add_typer(data.app, name="data")
 app.command("ui")(ui.ui)
 app.command("doctor")(doctor.doctor)
 
