@@ -184,7 +184,7 @@ def _statistics(inputs: Inputs, parts: Sequence[Part]) -> Statistics:
     whole = [part for part in parts if part.file is not None]
     counts = np.zeros(len(inputs.classes), np.int64)
     for part in whole:
-        counts[: len(part.labels)] += part.labels
+        counts[: len(part.labels)] += np.array(part.labels, np.int64)
     pixels = sum(part.pixels for part in whole)
     channels = range(len(whole[0].sums))
     means = [sum(part.sums[c] for part in whole) / pixels for c in channels]
