@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from heliostat.data.prepared.preparation import prepare
 from heliostat.data.prepared.streamed import StreamedImages
 from heliostat.data.sources import ParquetImages
 from heliostat.errors import InputError
-from heliostat.training import launch
+from heliostat.training import launch, loop
 from heliostat.training.datasets import Datasets
 from heliostat.training.loop import TrainingLoop
 from heliostat.training.run_folder import RunFolder
@@ -31,6 +32,8 @@ from heliostat.training.runtime import SilentRuntime
 from heliostat_algorithms.collectives import mean_over_workers, rank, world_size
 
 MakeJob = Callable[..., Job]
+# Workers cannot import test modules by name.
+DoubleState = runpy.run_path(str(Path(__file__).with_name("test_every_method.py")))["DoubleState"]
 STEPS = 8
 
 
@@ -86,11 +89,13 @@ def test_the_trajectory_is_that_of_the_same_order_in_memory(tiny: MakeJob, prepa
 
 
 def follow(text: str, *overrides: str) -> dict[str, Any]:
-    """What a worker sees: the batches' samples, the losses of the global batch."""
-    training = loop_of(parse(text, "tiny.yaml", list(overrides)))
+    """What a worker sees, in float64: the batches' samples, the losses of the global batch, the weights at the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "TrainingState", DoubleState)
+        training = loop_of(parse(text, "tiny.yaml", list(overrides)))
     samples = [training.loader.batch(step)["index"] for step in range(STEPS)]
     found = torch.tensor(losses(training), dtype=torch.float64)
-    weights = torch.cat([p.detach().flatten().double() for p in training.state.algorithm.parameters()])
+    weights = torch.cat([p.detach().flatten() for p in training.state.algorithm.parameters()])
     assert isinstance(training.loader.data, StreamedImages)
     return {"samples": torch.stack(samples), "losses": found, "weights": weights}
 
@@ -103,8 +108,8 @@ def test_workers_follow_one_trajectory(prepared: str, tiny_text: str, on_workers
         samples = torch.cat([each["samples"] for each in together], 1)
         assert torch.equal(samples, alone["samples"])
         for each in together:
-            torch.testing.assert_close(each["losses"], alone["losses"], rtol=1e-4, atol=0)
-            torch.testing.assert_close(each["weights"], alone["weights"], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(each["losses"], alone["losses"], rtol=1e-9, atol=0)
+            torch.testing.assert_close(each["weights"], alone["weights"], rtol=1e-7, atol=1e-9)
 
 
 def test_an_interrupted_run_goes_on_within_the_epoch(tiny: MakeJob, prepared: str) -> None:
