@@ -123,7 +123,7 @@ def loaders(path: str, rounds: int) -> list[dict[str, Any]]:
 
 
 def waiting(path: str, steps: int) -> list[dict[str, Any]]:
-    """What part of a step is spent waiting for its batch: a half as wide ResNet-18, forward and backward at 224 pixels."""
+    """What part of a step is spent waiting for its batch: a ResNet-18 of half the width, at 224 pixels."""
     torch.manual_seed(0)
     network = ResNet18(width=32).build(3, (SIZE, SIZE))
     found = []

@@ -188,11 +188,11 @@ def test_the_bytes_do_not_depend_on_interruptions(write_folder, tmp_path, monkey
     make(source, tmp_path / "whole", image_size=8)
     write, written = preparation.write_part, []
 
-    def dying(inputs, positions, number, *rest):
+    def dying(inputs, number, *rest):
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(number)
-        return write(inputs, positions, number, *rest)
+        return write(inputs, number, *rest)
 
     monkeypatch.setattr(preparation, "write_part", dying)
     with pytest.raises(KeyboardInterrupt):
@@ -201,7 +201,7 @@ def test_the_bytes_do_not_depend_on_interruptions(write_folder, tmp_path, monkey
     with pytest.raises(InputError, match=r"has no index\.json"):
         Index.read(Storage(str(tmp_path / "set")))
     again: list[int] = []
-    monkeypatch.setattr(preparation, "write_part", lambda i, p, n, *r: (again.append(n), write(i, p, n, *r))[1])
+    monkeypatch.setattr(preparation, "write_part", lambda i, n, *r: (again.append(n), write(i, n, *r))[1])
     make(source, tmp_path / "set", image_size=8)
     assert sorted(written + again) == list(range(6))  # no part twice, none lost
     assert digests(tmp_path / "set") == digests(tmp_path / "whole")

@@ -167,7 +167,7 @@ def test_workers_open_it_anew(prepared):
     data.groups.get([0])  # handles and caches stay behind
     fields = {"labels": data.labels, "chosen": None}
     rest = {name: getattr(data, name) for name in data.__dataclass_fields__ if name not in fields}
-    shared = pickle.loads(pickle.dumps(Shared(StreamedImages, {}, {**rest, **fields})))
+    shared = pickle.loads(pickle.dumps(Shared(StreamedImages, {}, {**rest, **fields})))  # noqa: S301 - our own
     opened = shared.open()
     assert opened.fingerprint == data.fingerprint
     assert torch.equal(
@@ -227,5 +227,4 @@ def test_damage_after_opening_is_a_failure_that_names_the_place(prepared):
         content[at] ^= 0xFF
         file.write_bytes(content)
     with pytest.raises(RunError, match=r"part-00000\d\.parquet: row group \d+ cannot be read"):
-        for step in range(loader.steps_per_epoch):
-            loader.batch(step)
+        [loader.batch(step) for step in range(loader.steps_per_epoch)]

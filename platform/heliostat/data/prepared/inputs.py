@@ -6,10 +6,10 @@ import tarfile
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs(ABC):
-    """Encoded images in a fixed order; small enough to be sent to workers, which read on their own."""
+    """Encoded images in a fixed order. A part of it can be sent to a worker, which reads on its own."""
 
     labels: Labels | None
     """(N,), each an index into ``classes``; None where there are none."""
@@ -41,8 +41,12 @@ class Inputs(ABC):
         """Of an image, within the input."""
 
     @abstractmethod
-    def read(self, positions: Sequence[int]) -> Iterator[tuple[int, bytes | None]]:
-        """Images with their places in ``positions``, each place once, in whatever order is read quickly.
+    def part(self, positions: Labels) -> Self:
+        """Some of the images, in this order, without what is known of the others."""
+
+    @abstractmethod
+    def read(self) -> Iterator[tuple[int, bytes | None]]:
+        """All images with their positions, each once, in whatever order is read quickly.
 
         Raises:
             InputError: something cannot be read.
@@ -79,9 +83,13 @@ class Files(Inputs):
     def name(self, position: int) -> str:
         return self.paths[position].removeprefix(self.root)
 
-    def read(self, positions: Sequence[int]) -> Iterator[tuple[int, bytes | None]]:
-        for place, position in enumerate(positions):
-            yield place, _whole(self.filesystem, self.paths[position])
+    def part(self, positions: Labels) -> Self:
+        paths = tuple(self.paths[position] for position in positions.tolist())
+        return replace(self, paths=paths, labels=None if self.labels is None else self.labels[positions])
+
+    def read(self) -> Iterator[tuple[int, bytes | None]]:
+        for position, path in enumerate(self.paths):
+            yield position, _whole(self.filesystem, path)
 
 
 def _whole(filesystem: Any, path: str) -> bytes:
@@ -138,16 +146,19 @@ class Shards(Inputs):
         shard, name, _, _ = self.members[position]
         return f"{PurePosixPath(self.paths[shard]).name}/{name}"
 
-    def read(self, positions: Sequence[int]) -> Iterator[tuple[int, bytes | None]]:
+    def part(self, positions: Labels) -> Self:
+        members = tuple(self.members[position] for position in positions.tolist())
+        return replace(self, members=members, labels=None if self.labels is None else self.labels[positions])
+
+    def read(self) -> Iterator[tuple[int, bytes | None]]:
         by_shard = defaultdict(list)
-        for place, position in enumerate(positions):
-            shard, _, offset, size = self.members[position]
-            by_shard[shard].append((offset, size, place))
+        for position, (shard, _, offset, size) in enumerate(self.members):
+            by_shard[shard].append((offset, size, position))
         for shard, wanted in sorted(by_shard.items()):
             try:
                 with self.filesystem.open_input_file(self.paths[shard]) as file:
-                    for offset, size, place in sorted(wanted):
-                        yield place, bytes(file.read_at(size, offset))
+                    for offset, size, position in sorted(wanted):
+                        yield position, bytes(file.read_at(size, offset))
             except OSError as error:
                 raise InputError(Problem(f"it cannot be read: {error}", self.paths[shard])) from error
 
@@ -193,6 +204,9 @@ class Tables(Inputs):
     groups: tuple[tuple[int, int], ...]
     """Of each row group: its file, and its number within."""
     group_starts: tuple[int, ...]
+    """The first row of each row group over all files, and how many rows there are."""
+    rows: Labels | None = None
+    """(N,) the images' rows; None: all."""
 
     @classmethod
     def of(cls, path: str, image: str, label: str | None) -> Tables:
@@ -222,25 +236,39 @@ class Tables(Inputs):
 
     @cached_property
     def starts(self) -> npt.NDArray[np.int64]:
-        return np.array(self.group_starts, np.int64)
+        starts = np.array(self.group_starts, np.int64)
+        return starts if self.rows is None else np.arange(len(self.rows) + 1)
+
+    @cached_property
+    def _places(self) -> tuple[Labels, dict[int, int]]:
+        """``group_starts`` as an array, and the first row of each file."""
+        first: dict[int, int] = {}
+        for start, (file, _) in zip(self.group_starts, self.groups, strict=False):
+            first.setdefault(file, start)
+        return np.array(self.group_starts, np.int64), first
+
+    def _row(self, position: int) -> tuple[int, int]:
+        """The row of an image, and its row group."""
+        row = position if self.rows is None else int(self.rows[position])
+        return row, int(np.searchsorted(self._places[0], row, side="right")) - 1
 
     def name(self, position: int) -> str:
-        group = self._group(position)
+        row, group = self._row(position)
         file = self.groups[group][0]
-        first = next(start for start, (f, _) in zip(self.group_starts, self.groups, strict=False) if f == file)
-        return f"{PurePosixPath(self.paths[file]).name}:{position - first}"
+        return f"{PurePosixPath(self.paths[file]).name}:{row - self._places[1][file]}"
 
-    def _group(self, position: int) -> int:
-        return int(np.searchsorted(self.starts, position, side="right")) - 1
+    def part(self, positions: Labels) -> Self:
+        rows = positions if self.rows is None else self.rows[positions]
+        return replace(self, rows=rows, labels=None if self.labels is None else self.labels[positions])
 
-    def read(self, positions: Sequence[int]) -> Iterator[tuple[int, bytes | None]]:
+    def read(self) -> Iterator[tuple[int, bytes | None]]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         by_group = defaultdict(list)
-        for place, position in enumerate(positions):
-            group = self._group(position)
-            by_group[group].append((position - self.group_starts[group], place))
+        for position in range(len(self)):
+            row, group = self._row(position)
+            by_group[group].append((row - self.group_starts[group], position))
         for group, wanted in sorted(by_group.items()):
             number, within = self.groups[group]
             try:
@@ -253,8 +281,8 @@ class Tables(Inputs):
                 raise InputError(Problem(what, self.paths[number])) from error
             values = column.column(0).combine_chunks()
             values = values.flatten()[0] if nested else values
-            for row, place in wanted:
-                yield place, values[row].as_py()
+            for row, position in wanted:
+                yield position, values[row].as_py()
 
 
 def find_inputs(path: str, *, image: str = "image", label: str | None = "label") -> Inputs:

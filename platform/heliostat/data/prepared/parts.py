@@ -1,6 +1,6 @@
 """One part of a prepared set: its images are read, checked, resized where they are too large, and written as a file.
 
-A part is a pure function of its positions in the input and of the settings, so it makes no difference which worker
+A part is a pure function of its images and of the settings, so it makes no difference which worker
 writes it, or whether another one began it before.
 """
 
@@ -49,23 +49,21 @@ class Part:
 PART: TypeAdapter[Part] = TypeAdapter(Part)
 
 
-def write_part(
-    inputs: Inputs, positions: Sequence[int], number: int, settings: Settings, storage: Storage, facts: str
-) -> Part:
+def write_part(inputs: Inputs, number: int, settings: Settings, storage: Storage, facts: str) -> Part:
     """Write ``part-NUMBER.parquet``, and then what is known of it, by which a restart sees that it is whole.
 
     Args:
-        positions: of its images, in their order.
+        inputs: its images, in their order.
         facts: the folder for the second file.
 
     Raises:
         InputError: the input cannot be read.
         OSError: the part cannot be written.
     """
-    stored: list[bytes | None] = [None] * len(positions)
+    stored: list[bytes | None] = [None] * len(inputs)
     reasons: dict[int, str] = {}
     tally = _Tally(settings.channels)
-    for place, data in inputs.read(positions):
+    for place, data in inputs.read():
         try:
             image = open_image(data, channels=settings.channels)
         except CorruptImage as error:
@@ -79,9 +77,9 @@ def write_part(
             # What training will see: JPEG loses something.
             smaller = open_image(stored[place], channels=settings.channels)
         tally.add(smaller)
-    good = [place for place in range(len(positions)) if stored[place] is not None]
-    labels = None if inputs.labels is None else inputs.labels[[positions[place] for place in good]]
-    names = [inputs.name(positions[place]) for place in good]
+    good = [place for place in range(len(inputs)) if stored[place] is not None]
+    labels = None if inputs.labels is None else inputs.labels[good]
+    names = [inputs.name(place) for place in good]
     file, group_classes = None, 0
     if good:
         bounds = _bounds(len(good), settings.rows_per_group)
@@ -101,7 +99,7 @@ def write_part(
             group_classes = sum(len(np.unique(labels[start:stop])) for start, stop in pairs)
     part = Part(
         file=file,
-        corrupt=tuple((inputs.name(positions[place]), reason) for place, reason in sorted(reasons.items())),
+        corrupt=tuple((inputs.name(place), reason) for place, reason in sorted(reasons.items())),
         labels=() if labels is None else tuple(np.bincount(labels).tolist()),
         group_classes=group_classes,
         width=tally.width,

@@ -123,21 +123,20 @@ def _written(
     """Write these parts; gives each as it is done."""
     if workers == 1 or len(numbers) < 2:
         for number in numbers:
-            yield number, write_part(inputs, parts[number].tolist(), number, settings, storage, _FACTS)
+            yield number, write_part(inputs.part(parts[number]), number, settings, storage, _FACTS)
         return
     import ray
 
     from heliostat.training.ray_cluster import connect
 
     connect(1, 0, f"{workers} workers")
-    shared = ray.put(inputs)
     task: Any = ray.remote(num_cpus=1, max_retries=3)(write_part)
     waiting, running = list(reversed(numbers)), {}
     try:
         while waiting or running:
             while waiting and len(running) < workers:
                 number = waiting.pop()
-                running[task.remote(shared, parts[number].tolist(), number, settings, storage, _FACTS)] = number
+                running[task.remote(inputs.part(parts[number]), number, settings, storage, _FACTS)] = number
             ready, _ = ray.wait(list(running), num_returns=1)
             for reference in ready:
                 try:
