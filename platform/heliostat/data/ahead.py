@@ -32,7 +32,7 @@ class Ahead:
 
     def __init__(self, make: Callable[[int], Tensors], depth: int, device: torch.device) -> None:
         self._make, self._depth, self._device = make, depth, device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._futures: dict[int, Future[_Ready]] = {}
 
@@ -57,6 +57,6 @@ class Ahead:
             return _Ready(self._make(number), None)
         with torch.cuda.stream(self._stream):
             tensors = self._make(number)
-            copied = torch.cuda.Event()
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(self._stream)
         return _Ready(tensors, copied)

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from heliostat.data.images import CorruptItem, Progress
+from heliostat.data.jpeg import decode_jpeg
 from heliostat.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -103,6 +104,8 @@ def open_image(data: bytes | None, *, channels: int) -> Image.Image:
     """
     if not data:
         raise CorruptImage("it has no bytes")
+    if channels == 3 and (pixels := decode_jpeg(data, MAX_PIXELS)) is not None:
+        return Image.fromarray(pixels)
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:

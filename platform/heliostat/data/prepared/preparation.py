@@ -74,7 +74,7 @@ def _claim(storage: Storage, inputs: Inputs, settings: Settings, parts: int) -> 
         names.update(f"{inputs.name(position)}\n".encode())
     if inputs.labels is not None:
         names.update(inputs.labels.astype("<i8").tobytes())
-    plan = {
+    plan: dict[str, Any] = {
         "input": names.hexdigest(),
         "images": len(inputs),
         "parts": parts,
@@ -88,7 +88,7 @@ def _claim(storage: Storage, inputs: Inputs, settings: Settings, parts: int) -> 
         changed = [key for key in plan if before.get(key) != plan[key]]
         if "settings" in changed:
             old, new = before.get("settings", {}), plan["settings"]
-            changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]  # type: ignore[dict-item]
+            changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
         if changed:
             what = f"its preparation was begun with another {', '.join(changed)}; go on with the same, or remove it"
             raise InputError(Problem(what, storage.uri))
@@ -131,7 +131,8 @@ def _written(
 
     connect(1, 0, f"{workers} workers")
     task: Any = ray.remote(num_cpus=1, max_retries=3)(write_part)
-    waiting, running = list(reversed(numbers)), {}
+    waiting = list(reversed(numbers))
+    running: dict[Any, int] = {}
     try:
         while waiting or running:
             while waiting and len(running) < workers:
