@@ -207,6 +207,7 @@ def test_an_index_of_other_row_groups_is_refused(prepared):
         ({"version": 2}, "is of version 2"),
         ({"rows": 3}, "damaged or of another format"),
         ({"files": []}, "damaged or of another format"),
+        ({"format": "other"}, "damaged or of another format"),
     ],
 )
 def test_an_index_of_another_kind_is_refused(prepared, change, why):

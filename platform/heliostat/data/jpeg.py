@@ -1,4 +1,4 @@
-"""JPEG through simplejpeg where it is installed: the pixels that Pillow gives, in half the time.
+"""JPEG through simplejpeg where it is installed: the pixels that Pillow gives, in less time.
 
 Both use libjpeg-turbo; what Pillow's way around it costs is saved. Only what is known to give the same pixels bit for
 bit goes this way, so a run does not depend on whether the package is there: colour JPEG of the usual kind without any

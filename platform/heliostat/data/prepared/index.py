@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from heliostat.errors import InputError, Problem
 from heliostat.training.storage import Storage
@@ -38,6 +38,12 @@ class PreparedFile(_Frozen):
     """Rows of each row group."""
     group_bytes: tuple[int, ...]
     """Bytes of each row group's encoded images."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(self.group_rows) != len(self.group_bytes):
+            raise ValueError("group_rows and group_bytes must have one number for each row group")
+        return self
 
     @property
     def rows(self) -> int:
@@ -108,7 +114,7 @@ class Index(_Frozen):
         except OSError as error:
             raise InputError(Problem(f"{INDEX} cannot be read: {error}", storage.uri)) from error
         except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            what = f"{INDEX} is damaged or of another format: {str(error).splitlines()[0]}"
+            what = f"{INDEX} is damaged or of another format: {' '.join(str(error).split())}"
             raise InputError(Problem(what, storage.uri)) from error
         if index.version != VERSION:
             what = f"{INDEX} is of version {index.version}, and this release reads version {VERSION}; prepare it anew"
