@@ -222,6 +222,7 @@ def test_list(heliostat: Heliostat) -> None:
     listing = json.loads(out)
     assert "simclr" in listing["algorithms"]
     images = {"digits", "ring", "parquet", "image-folder", "cifar10", "cifar100", "mnist", "fashion-mnist", "stl10"}
+    images |= {"prepared"}
     videos = {"atari-frames", "atari-clips", "moving-digits", "bouncing-shapes", "video-folder"}
     sequences = {"text", "parallel-text", "copy", "reverse", "selective-copying", "induction-heads", "passkey"}
     assert images | videos | sequences == set(listing["data"])

@@ -123,3 +123,20 @@ def unreadable() -> Callable[[Path], AbstractContextManager[None]]:
             path.chmod(0o600)
 
     return forbid
+
+
+@pytest.fixture
+def write_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Writes different noisy pictures as PNG, in a folder for each class; sides are drawn from ``sizes``."""
+
+    def write(count: int = 60, sizes: tuple[int, int] = (12, 12), classes: str = "abc", name: str = "pictures") -> Path:
+        random = np.random.default_rng(7)
+        for number in range(count):
+            folder = tmp_path / name / classes[number % len(classes)]
+            folder.mkdir(parents=True, exist_ok=True)
+            width, height = random.integers(sizes[0], sizes[1] + 1, 2)
+            pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number:04d}.png")
+        return tmp_path / name
+
+    return write

@@ -216,7 +216,7 @@ def test_threads_and_one_thread_give_the_same(encode, pictures, monkeypatch):
         used.add(threading.get_ident())
         return plain(*args, **kwargs)
 
-    monkeypatch.setattr(decoding, "_THREADED_BYTES", 0)
+    monkeypatch.setattr(decoding, "THREADED_BYTES", 0)
     monkeypatch.setattr(decoding, "decode_image", spy)
     threaded = decode_all(items, corrupt=0.1)
     assert used - {threading.get_ident()}, "no other thread decoded anything"

@@ -10,6 +10,7 @@ import typer
 from heliostat.cli import (
     cluster,
     compare,
+    data,
     doctor,
     evaluate,
     jobs,
@@ -49,6 +50,7 @@ app.command("register")(register.register)
 app.command("evaluate")(evaluate.evaluate)
 app.command("play")(play.play)
 app.command("sample")(sample.sample)
+app.add_typer(data.app, name="data")
 app.command("submit")(submit.submit)
 app.add_typer(jobs.app)
 app.add_typer(cluster.app)

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from heliostat.data.images import CorruptItem, Progress
+from heliostat.data.jpeg import decode_jpeg
 from heliostat.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -45,7 +46,7 @@ _DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 
-_THREADED_BYTES = 8192
+THREADED_BYTES = 8192
 """Mean encoded size from which threads pay: decoding smaller images is mostly Python, which one thread does best."""
 
 _MAX_THREADS = 16
@@ -88,8 +89,23 @@ def decode_image(data: bytes | None, *, channels: int, image_size: int | None) -
     Raises:
         CorruptImage: it cannot be decoded.
     """
+    image = open_image(data, channels=channels)
+    if image_size is not None:
+        image = _square(image, image_size)
+    pixels = np.asarray(image)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def open_image(data: bytes | None, *, channels: int) -> Image.Image:
+    """One image, decoded, with 8 bits in each of 3 (RGB) or 1 (grey) channels.
+
+    Raises:
+        CorruptImage: it cannot be decoded.
+    """
     if not data:
         raise CorruptImage("it has no bytes")
+    if channels == 3 and (pixels := decode_jpeg(data, MAX_PIXELS)) is not None:
+        return Image.fromarray(pixels)
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
@@ -99,11 +115,7 @@ def decode_image(data: bytes | None, *, channels: int, image_size: int | None) -
         raise CorruptImage(f"it is none of {', '.join(FORMATS)}") from error
     except _DECODER_ERRORS as error:
         raise CorruptImage(str(error) or type(error).__name__) from error
-    image = _eight_bits(image, "RGB" if channels == 3 else "L")
-    if image_size is not None:
-        image = _square(image, image_size)
-    pixels = np.asarray(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    return _eight_bits(image, "RGB" if channels == 3 else "L")
 
 
 def _eight_bits(image: Image.Image, mode: str) -> Image.Image:
@@ -131,6 +143,11 @@ def _square(image: Image.Image, size: int) -> Image.Image:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def decoding_threads() -> int:
+    """Threads that are worth starting for decoding on this machine."""
+    return min(_MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 class _Canvas:
@@ -189,9 +206,7 @@ def decode(
     canvas = _Canvas(count, channels, image_size)
     corrupt: list[tuple[int, CorruptItem]] = []
     running: deque[Future[tuple[list[tuple[int, CorruptItem]], int]]] = deque()
-    threads = min(
-        _MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    threads = decoding_threads()
     row, small = 0, True
 
     def tell(done: int) -> None:
@@ -205,7 +220,7 @@ def decode(
                 if canvas.pixels is None or small:
                     found, size = canvas.fill(row, chunk)
                     corrupt += found
-                    small = size < len(chunk) * _THREADED_BYTES
+                    small = size < len(chunk) * THREADED_BYTES
                 else:
                     running.append(pool.submit(canvas.fill, row, chunk))
                     if len(running) > 2 * threads:

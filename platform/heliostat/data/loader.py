@@ -4,7 +4,8 @@ Of videos, so is the place of each clip: it is drawn for the row of the global b
 which shorter ones are filled up: it is that of the longest in the global batch.
 
 There is no state to lose: a resumed run asks for the next step, a run with more workers cuts the same global batch into
-more parts, and any single step can be loaded again.
+more parts, and any single step can be loaded again. Data that is decoded while training goes on is decoded a few
+batches ahead; which samples a batch holds does not depend on it.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from heliostat.data.ahead import Ahead
 from heliostat.data.samples import Samples
 from heliostat.errors import InputError
-from heliostat_algorithms.randomness import Random, permutation
+from heliostat_algorithms.randomness import Random
 
 _DTYPES = {"uint8": torch.uint8, "int32": torch.int32, "int64": torch.int64, "float32": torch.float32}
 _SCOPE = "loader"
@@ -28,7 +30,7 @@ _SCOPE = "loader"
 class Loader:
     """Batches of one data set for training.
 
-    Every epoch has its own random order, of which the remainder that fills no batch is left out.
+    Every epoch has its own random order (``order``), of which the remainder that fills no batch is left out.
 
     Args:
         batch_size: samples of the global batch, over all workers.
@@ -79,12 +81,13 @@ class Loader:
         self.data, self.batch_size, self.seed, self.device = data, batch_size, seed, torch.device(device)
         self.clips, self.minibatches = clips, minibatches
         self._rows = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-        self._epoch: tuple[int, npt.NDArray[np.int64]] | None = None
+        self._order = data.order(batch_size=batch_size, minibatches=minibatches, seed=seed, workers=world_size)
+        self._ahead = Ahead(self._load, data.ahead, self.device) if data.ahead else None
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps for which the data has whole batches."""
-        return len(self.data) // self.samples_per_step
+        return self._order.steps_per_epoch
 
     @property
     def samples_per_step(self) -> int:
@@ -105,12 +108,7 @@ class Loader:
         over all epochs."""
         if step < 0:
             raise ValueError(f"steps count from 0, not {step}")
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if self._epoch is None or self._epoch[0] != epoch:
-            order = permutation(f"{self.seed}:order:{epoch}", len(self.data)).numpy()
-            order.flags.writeable = False
-            self._epoch = (epoch, order)
-        return self._epoch[1][position * self.samples_per_step : (position + 1) * self.samples_per_step]
+        return self._order.indices(step)
 
     def batch(self, step: int, minibatch: int = 0) -> dict[str, Tensor]:
         """This worker's B rows: ``image`` (B, C, H, W) or ``video`` (B, T, C, H, W) uint8, ``point`` (B, D) float32, or
@@ -119,6 +117,12 @@ class Loader:
         Args:
             minibatch: which of the step's, from 0.
         """
+        number = step * self.minibatches + minibatch
+        return self._load(number) if self._ahead is None else self._ahead.get(number)
+
+    def _load(self, number: int) -> dict[str, Tensor]:
+        """A batch by its number, counted over all steps and their minibatches."""
+        step, minibatch = divmod(number, self.minibatches)
         together = self.indices(step)[minibatch * self.batch_size : (minibatch + 1) * self.batch_size]
         indices = together[self._rows.start : self._rows.stop]
         random = Random(self.seed, step, self._rows).within(_SCOPE if minibatch == 0 else f"{_SCOPE}-{minibatch}")

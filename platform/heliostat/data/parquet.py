@@ -46,7 +46,7 @@ class ParquetTable:
         found: list[tuple[str, Any]] = []
         for path in paths:
             try:
-                found += _files(path)
+                found += parquet_files(path)
             except InputError as error:
                 problems += error.problems
         opened: list[tuple[str, Any]] = []
@@ -104,7 +104,7 @@ class ParquetTable:
         """
         if problems := self.problems(image, label):
             raise InputError(problems)
-        labels, classes = (None, ()) if label is None else self._labels(label)  # the quick column first
+        labels, classes = (None, ()) if label is None else self.numbered_labels(label)  # the quick column first
         decoded = decode(
             self._rows(image),
             len(self),
@@ -137,7 +137,12 @@ class ParquetTable:
             except (pa.ArrowException, OSError) as error:
                 raise InputError(Problem(f"its rows after {first} cannot be read: {error}", path)) from error
 
-    def _labels(self, label: str) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    def numbered_labels(self, label: str) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+        """(N,) labels as numbers of classes, and the classes' names; reads this column only.
+
+        Raises:
+            InputError: a label is missing, negative or unknown, or the column cannot be read.
+        """
         import pyarrow as pa
 
         columns = []
@@ -224,8 +229,12 @@ class _Rows:
         return self.values[position]
 
 
-def _files(path: str) -> list[tuple[str, Any]]:
-    """The Parquet files at a path, each with its file system."""
+def parquet_files(path: str) -> list[tuple[str, Any]]:
+    """The Parquet files at a path, each with its file system.
+
+    Raises:
+        InputError: there is none.
+    """
     from pyarrow import fs
 
     filesystem, info = locate(path)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from heliostat.errors import InputError
 
 if TYPE_CHECKING:
+    from heliostat.data.order import Order
     from heliostat_algorithms.algorithm import DataSpec
     from heliostat_algorithms.randomness import Random
 
@@ -85,6 +86,21 @@ class Samples(ABC):
     @abstractmethod
     def spec(self) -> DataSpec:
         """What an algorithm may know of the data before it sees a batch."""
+
+    @property
+    def ahead(self) -> int:
+        """Batches that are worth preparing while the step before them runs; 0 for data in memory."""
+        return 0
+
+    def order(self, *, batch_size: int, minibatches: int, seed: int, workers: int) -> Order:
+        """Which samples each step of training takes.
+
+        Args:
+            workers: that share a batch; the order does not depend on them.
+        """
+        from heliostat.data.order import ShuffledOrder
+
+        return ShuffledOrder(len(self), batch_size=batch_size, minibatches=minibatches, seed=seed)
 
     @abstractmethod
     def select(

@@ -13,6 +13,7 @@ from heliostat.data.download import RemoteFile, cache_folder
 from heliostat.data.images import ImageData
 from heliostat.data.locations import absolute
 from heliostat.data.points import PointData
+from heliostat.data.prepared.source import PreparedImages
 from heliostat.data.samples import Progress
 from heliostat.data.sequence_sources import ParallelText, Text
 from heliostat.data.source import Cached, Location, Source
@@ -302,6 +303,7 @@ DataSource = Annotated[
     | Ring
     | ParquetImages
     | ImageFolder
+    | PreparedImages
     | Cifar10
     | Cifar100
     | MNIST
