@@ -97,7 +97,7 @@ def _work(config: dict[str, Any]) -> None:
     alone = folder.locked("worker", _OLD_WORKER_S) if runtime.rank == 0 else nullcontext()
     with alone:  # a run that is still held by another process fails this worker: Ray may try again
         try:
-            TrainingLoop(job, data, runtime, folder).run()
+            TrainingLoop(job, data, runtime, folder, profile=config["profile"]).run()
         except (InputError, RunError) as error:  # would be the same after a restart
             runtime.conclude(Outcome("failed", 0, str(error)))
 
@@ -122,9 +122,18 @@ class RayRun:
         data: decoded samples; put into the object store once.
         folder: the run's files.
         open_tracker: makes the tracker, inside the monitor's actor.
+        profile: also measure where the time of the steps goes.
     """
 
-    def __init__(self, job: Job, data: Datasets, folder: RunFolder, open_tracker: Callable[[], Tracker]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        data: Datasets,
+        folder: RunFolder,
+        open_tracker: Callable[[], Tracker],
+        *,
+        profile: bool = False,
+    ) -> None:
         connect(job)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(Monitor)
@@ -142,6 +151,7 @@ class RayRun:
                 "train": share(data.train),
                 "test": share(data.test) if data.test is not None else None,
                 "monitor": self._handle,
+                "profile": profile,
             },
             scaling_config=ScalingConfig(
                 num_workers=cast("int", resources.workers),  # or a range; Ray's annotation is that of Train v1
