@@ -120,7 +120,7 @@ class Profiler:
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._total = 0.0
         self._flops: float | None = None
-        self._counter: FlopCounterMode | None = None
+        self._counting = False
         self._recorder: torch.profiler.profile | None = None
 
     @contextmanager
@@ -132,7 +132,7 @@ class Profiler:
         if number == WARM_UP:
             self._seconds, self._total = dict.fromkeys(PHASES, 0.0), 0.0
         if counted and self.count:
-            self._counter = FlopCounterMode(display=False)
+            self._counting, self._flops = True, 0.0
         if recorded and self.rank == 0 and self._recorder is None:
             self._recorder = torch.profiler.profile(activities=torch.profiler.supported_activities())
             self._recorder.start()
@@ -140,9 +140,7 @@ class Profiler:
         yield
         if number < WARM_UP + MEASURED:
             self._total += self._now() - began
-        if counted and self._counter is not None:
-            self._flops = float(self._counter.get_total_flops())
-            self._counter = None
+        self._counting = False
         if number == STEPS - 1 and self._recorder is not None:
             self._recorder.stop()
             self.trace = _exported(self._recorder)
@@ -154,9 +152,10 @@ class Profiler:
         number = step - self.start
         if number >= WARM_UP + MEASURED:  # recorded under the phase's name; counted in the model's phases
             with torch.profiler.record_function(name):
-                if self._counter is not None and name in ("forward", "backward"):
-                    with self._counter:
+                if self._counting and name in ("forward", "backward"):
+                    with FlopCounterMode(display=False) as counter:  # one each: entering it again would begin anew
                         yield
+                    self._flops = (self._flops or 0.0) + counter.get_total_flops()
                 else:
                     yield
             return
