@@ -11,6 +11,7 @@ device would have done at the same time.
 
 from __future__ import annotations
 
+import gzip
 import resource
 import sys
 import tempfile
@@ -134,7 +135,7 @@ class Profiler:
         if counted and self.count:
             self._counting, self._flops = True, 0.0
         if recorded and self.rank == 0 and self._recorder is None:
-            self._recorder = torch.profiler.profile(activities=torch.profiler.supported_activities())
+            self._recorder = torch.profiler.profile(activities=_activities(self.device))
             self._recorder.start()
         began = self._now()
         yield
@@ -263,8 +264,13 @@ def _peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def _activities(device: torch.device) -> list[torch.profiler.ProfilerActivity]:
+    activity = torch.profiler.ProfilerActivity
+    return [activity.CPU, activity.CUDA] if device.type == "cuda" else [activity.CPU]
+
+
 def _exported(recorder: torch.profiler.profile) -> bytes:
     with tempfile.TemporaryDirectory(prefix="heliostat-") as folder:
-        path = Path(folder) / "trace.json.gz"  # gzipped for the sake of its name
+        path = Path(folder) / "trace.json"
         recorder.export_chrome_trace(str(path))
-        return path.read_bytes()
+        return gzip.compress(path.read_bytes())
