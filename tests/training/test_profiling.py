@@ -21,6 +21,7 @@ from heliostat.training.peaks import peak_of, peak_of_gpu
 from heliostat.training.profiling import PHASES, STEPS, WARM_UP, advise
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import SilentRuntime
+from heliostat.training.storage import Storage
 from heliostat_algorithms.collectives import rank, world_size
 
 MakeJob = Callable[..., Job]
@@ -182,3 +183,12 @@ def test_peaks_of_known_devices_only() -> None:
     assert measured is not None
     assert measured.flops > 1e8
     assert "measured" in measured.source
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_compressed_file_is_stored_and_read_as_it_is(tmp_path: Path, remote: bool) -> None:
+    storage = Storage("mock:///bucket" if remote else str(tmp_path))
+    assert storage.local is not remote
+    storage.make()
+    storage.replace("trace.json.gz", gzip.compress(b"{}"))
+    assert gzip.decompress(storage.read("trace.json.gz")) == b"{}"

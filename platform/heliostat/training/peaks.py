@@ -60,5 +60,5 @@ def _measured(precision: str) -> Peak:
         matrix @ matrix
         best = min(best, time.perf_counter() - began)
     threads = torch.get_num_threads()
-    source = f"measured: {_SIZE} x {_SIZE} matrix products in {precision} on {threads} CPU threads"
+    source = f"measured: {_SIZE} x {_SIZE} matrix products in {precision} on {threads} CPU thread(s)"
     return Peak(2 * _SIZE**3 / best, source)
