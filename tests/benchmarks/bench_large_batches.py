@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from heliostat.training.gradient_cache import cached_backward
+from heliostat.training.gradient_cache import Ways, cached_backward
 from heliostat_algorithms.algorithm import Clock, DataSpec, Inputs, ParameterGroup
 from heliostat_algorithms.backbones import ResNet50, ViTSmall
 from heliostat_algorithms.backbones.checkpointing import checkpoint_blocks
@@ -241,5 +241,5 @@ def step_bytes(batch: int, *, part: int | None = None, checkpointing: bool = Fal
             else:
                 scaler = torch.amp.GradScaler("cpu", enabled=False)
                 parts = [inputs] * (batch // size)
-                cached_backward(algorithm, algorithm, parts, clock, nullcontext, scaler, nullcontext)
+                cached_backward(algorithm, algorithm, parts, clock, scaler, Ways(nullcontext, nullcontext, nullcontext))
             return peak()

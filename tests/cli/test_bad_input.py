@@ -68,6 +68,12 @@ def refused(heliostat: Heliostat, *overrides: str, job: Path = JOB) -> str:
     return err
 
 
+def test_a_profile_of_what_has_no_single_loop(heliostat: Heliostat) -> None:
+    jobs = Path(__file__).parents[2] / "jobs"
+    assert "name it with --stage" in refused(heliostat, "--profile", job=jobs / "representation/simclr-v2-digits.yaml")
+    assert "not play" in refused(heliostat, "--profile", job=jobs / "reinforcement/cartpole.yaml")
+
+
 def test_unknown_key(heliostat: Heliostat) -> None:
     assert "Did you mean 'batch_size'?" in refused(heliostat, "optimization.batch_sise=3")
 

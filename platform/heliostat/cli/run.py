@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from heliostat.config.loading import Stage
     from heliostat.config.reinforcement import ReinforcementJob
+    from heliostat.training.run_folder import RunFolder
     from heliostat.training.stages import Chain
 
 
@@ -30,6 +33,7 @@ def run(
         typer.Option("--continue", help="Go on with the run of this --name if it has begun, and start it if not."),
     ] = False,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Measure where the time of a step goes.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON, and nothing else.")] = False,
 ) -> None:
     """Train what a job file describes, evaluate it, and record it in MLflow.
@@ -41,7 +45,7 @@ def run(
     from heliostat.config.loading import load, load_document
     from heliostat.config.reinforcement import ReinforcementJob
     from heliostat.config.sweep import SWEEP
-    from heliostat.errors import require
+    from heliostat.errors import InputError, Problem, require
     from heliostat.training import launch
     from heliostat.training.stages import Chain
 
@@ -54,11 +58,15 @@ def run(
     if continue_ and go_on(stages, name, stage, json=json):
         return
     if isinstance(stages, ReinforcementJob):
+        if profile:
+            raise InputError(Problem("only training from a data set can be profiled, not play", "--profile"))
         run_agent(stages, name, stage, json=json)
         return
     if stage is not None:
         stages = (only(stages, stage, changes),)
     if len(stages) > 1:
+        if profile:
+            raise InputError(Problem("one stage at a time can be profiled: name it with --stage", "--profile"))
         run_chain(Chain.planned(stages, name), json=json)
         return
     display = Display(quiet=json)
@@ -66,8 +74,10 @@ def run(
     require(launch.check(loaded))
     display.job(launch.resolved(loaded))
     with display:
-        finished = launch.start(loaded, display, name)
+        finished = launch.start(loaded, display, name, profile=profile)
     display.finished(finished)
+    if profile and not json and finished.folder.storage.exists("profile.json"):
+        show_profile(display.console, finished.folder)
     display.leave(finished)
 
 
@@ -191,3 +201,28 @@ def run_chain(chain: Chain, *, json: bool) -> None:
         print(json_module.dumps([as_data(finished) for finished in done], indent=2))
     if done:
         Display.leave(done[-1])
+
+
+def show_profile(console: Console, folder: RunFolder) -> None:
+    """The profile of a run as a table, with what to change."""
+    from rich.table import Table
+
+    found = folder.storage.read_json("profile.json")
+    title = f"a step: {found['step_seconds'] * 1000:,.1f} ms, {found['samples_per_second']:,.0f} samples/s"
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for column in ("phase", "share", "ms", "ms over workers"):
+        table.add_column(column, justify="left" if column == "phase" else "right")
+    for name, part in found["parts"].items():
+        spread = f"{part['least'] * 1000:,.1f} - {part['most'] * 1000:,.1f}" if found["workers"] > 1 else "-"
+        table.add_row(name, f"{part['share']:.1%}", f"{part['seconds'] * 1000:,.1f}", spread)
+    console.print(table)
+    if found["exchange_seconds"] is not None:
+        console.print(f"exchange of gradients by itself: {found['exchange_seconds'] * 1000:,.1f} ms")
+    if found["utilisation"] is not None:
+        peak = found["peak"]
+        console.print(f"{found['utilisation']:.1%} of {peak['flops'] / 1e12:,.3f} TFLOP/s ({peak['source']})")
+    console.print(
+        f"peak memory {found['peak_memory_bytes'] / 2**20:,.0f} MiB; trace in {folder.storage.uri}/trace.json.gz"
+    )
+    for advice in found["advice"]:
+        console.print(f"advice: {advice}", soft_wrap=True)

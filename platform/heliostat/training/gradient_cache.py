@@ -7,12 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from heliostat.training.profiling import Phase
 from heliostat_algorithms.algorithm import Clock, Inputs, Step
 from heliostat_algorithms.comparing import Comparing, Rows
+
+
+class Ways(NamedTuple):
+    """How the loop wants things done."""
+
+    autocast: Callable[[], AbstractContextManager[object]]
+    """Around forward passes: the job's precision."""
+    local: Callable[[], AbstractContextManager[object]]
+    """Inside, gradients stay on the worker."""
+    phase: Callable[[Phase], AbstractContextManager[None]]
+    """Around what a profile tells apart."""
 
 
 def cached_backward(
@@ -20,9 +33,8 @@ def cached_backward(
     module: nn.Module,
     parts: Sequence[Callable[[], Inputs]],
     clock: Clock,
-    autocast: Callable[[], AbstractContextManager[object]],
     scaler: torch.amp.GradScaler,
-    local: Callable[[], AbstractContextManager[object]],
+    ways: Ways,
 ) -> Step:
     """Add the (scaled) gradient of this worker's rows to all parameters.
 
@@ -31,9 +43,8 @@ def cached_backward(
         module: the algorithm as it runs data-parallel; its last part averages all gradients over workers.
         parts: make the inputs of each part; called twice, in place of keeping the views of the whole batch.
         clock: when.
-        autocast: the job's precision.
         scaler: multiplies the loss.
-        local: inside, gradients stay on the worker.
+        ways: how the loop does what is done here.
 
     Returns:
         The loss and metrics of all parts together, without gradient.
@@ -42,26 +53,28 @@ def cached_backward(
         seen: list[tuple[Rows, Rows]] = []
         for part in parts:
             inputs = part()
-            with autocast():
+            with ways.phase("forward"), ways.autocast():
                 seen.append((algorithm.represent(inputs, clock), algorithm.targets(inputs, clock)))
         rows, targets = _joined([rows for rows, _ in seen]), _joined([targets for _, targets in seen])
         sizes = [len(next(iter(rows.values()))) for rows, _ in seen]
         del seen
     leaves = {name: row.requires_grad_() for name, row in rows.items()}
-    with local():
-        with autocast():
+    with ways.local():
+        with ways.phase("forward"), ways.autocast():
             made = algorithm.compare(leaves, targets, clock)
-        scaler.scale(made.loss).backward()  # type: ignore[no-untyped-call]
+        with ways.phase("backward"):
+            scaler.scale(made.loss).backward()  # type: ignore[no-untyped-call]
     step = Step(made.loss.detach(), {name: value.detach() for name, value in made.metrics.items()})
     del made
     gradients = {name: torch.split(leaf.grad, sizes) for name, leaf in leaves.items() if leaf.grad is not None}
     for number, part in enumerate(parts):
-        with local() if number < len(parts) - 1 else nullcontext():
+        with ways.local() if number < len(parts) - 1 else nullcontext():
             inputs = part()
-            with autocast():
+            with ways.phase("forward"), ways.autocast():
                 again: Rows = module(inputs, clock, alone=True)
             known = [name for name in gradients if again[name].requires_grad]
-            torch.autograd.backward([again[name] for name in known], [gradients[name][number] for name in known])
+            with ways.phase("backward"):
+                torch.autograd.backward([again[name] for name in known], [gradients[name][number] for name in known])
     return step
 
 

@@ -167,8 +167,8 @@ def check_algorithm(job: Job, data: Datasets) -> None:
         begin_from(state, find_origin(job.begin, job.output), "cpu")
 
 
-def start(job: Job, watcher: Watcher, name: str | None = None) -> Finished:
-    """Start a new run.
+def start(job: Job, watcher: Watcher, name: str | None = None, *, profile: bool = False) -> Finished:
+    """Start a new run; ``profile``: also measure where the time of its steps goes.
 
     Raises:
         InputError: anything is wrong with the job; nothing was started.
@@ -186,7 +186,7 @@ def start(job: Job, watcher: Watcher, name: str | None = None) -> Finished:
         except InputError:  # a machine too small: the run has not begun
             folder.storage.delete("")
             raise
-    return _work(job, data, folder, watcher)
+    return _work(job, data, folder, watcher, profile=profile)
 
 
 def resume(folder: RunFolder, job: Job, watcher: Watcher) -> Finished:
@@ -203,13 +203,13 @@ def settled(job: Job) -> Job:
     return job.model_copy(update={"begin": None})
 
 
-def _work(job: Job, data: Datasets, folder: RunFolder, watcher: Watcher) -> Finished:
-    return conduct(job, data_facts(data), folder, watcher, work(job, data))
+def _work(job: Job, data: Datasets, folder: RunFolder, watcher: Watcher, *, profile: bool = False) -> Finished:
+    return conduct(job, data_facts(data), folder, watcher, work(job, data, profile=profile))
 
 
-def work(job: Job, data: Datasets, pause_at: int | None = None) -> Work:
-    """The work of a run, for :func:`conduct`; ``pause_at``: see :class:`TrainingLoop`."""
-    return partial(_run_here if job.resources.runtime == "local" else _run_on_ray, job, data, pause_at)
+def work(job: Job, data: Datasets, pause_at: int | None = None, *, profile: bool = False) -> Work:
+    """The work of a run, for :func:`conduct`; ``pause_at`` and ``profile``: see :class:`TrainingLoop`."""
+    return partial(_run_here if job.resources.runtime == "local" else _run_on_ray, job, data, pause_at, profile)
 
 
 def data_facts(data: Datasets) -> list[DataFacts]:
@@ -225,6 +225,7 @@ def _run_here(
     job: Job,
     data: Datasets,
     pause_at: int | None,
+    profile: bool,
     folder: RunFolder,
     open_tracker: Callable[[], Tracker],
     watcher: Watcher,
@@ -232,7 +233,8 @@ def _run_here(
     """The loop in this process."""
 
     def train(monitor: Monitor) -> Outcome:
-        return TrainingLoop(job, data, LocalRuntime(monitor, device=device(job)), folder, pause_at).run()
+        runtime = LocalRuntime(monitor, device=device(job))
+        return TrainingLoop(job, data, runtime, folder, pause_at, profile=profile).run()
 
     return in_this_process(train, folder, open_tracker, watcher)
 
@@ -241,6 +243,7 @@ def _run_on_ray(
     job: Job,
     data: Datasets,
     pause_at: int | None,
+    profile: bool,
     folder: RunFolder,
     open_tracker: Callable[[], Tracker],
     watcher: Watcher,
@@ -248,7 +251,7 @@ def _run_on_ray(
     """The loop in a Ray Train worker group; this thread shows how it goes."""
     from heliostat.training.ray_runtime import RayRun  # here, so that a local run imports no Ray
 
-    run = RayRun(job, data, folder, open_tracker, pause_at)
+    run = RayRun(job, data, folder, open_tracker, pause_at, profile=profile)
     asked = threading.Event()
     told = False
     with stop_signals(asked.set):

@@ -26,10 +26,11 @@ from heliostat.training.checkpoint import CheckpointError
 from heliostat.training.collapse import watch
 from heliostat.training.datasets import Datasets, minibatches, total_steps
 from heliostat.training.evaluation import Evaluation
-from heliostat.training.gradient_cache import cached_backward
+from heliostat.training.gradient_cache import Ways, cached_backward
 from heliostat.training.monitor import Outcome, Progress
 from heliostat.training.origin import begin_from, find_origin, spec_facts
 from heliostat.training.pictures import keep_pictures, keep_samples
+from heliostat.training.profiling import STEPS, Phase, Profiler
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import Runtime
 from heliostat.training.state import TrainingState
@@ -60,12 +61,22 @@ class TrainingLoop:
         runtime: where this worker runs and whom it tells.
         folder: the run's files.
         pause_at: end after this many steps, with a checkpoint, as if a stop had been asked for then.
+        profile: also measure where the time of some of the first steps goes.
     """
 
     def __init__(
-        self, job: Job, data: Datasets, runtime: Runtime, folder: RunFolder, pause_at: int | None = None
+        self,
+        job: Job,
+        data: Datasets,
+        runtime: Runtime,
+        folder: RunFolder,
+        pause_at: int | None = None,
+        *,
+        profile: bool = False,
     ) -> None:
         self.job, self.runtime, self.folder, self.pause_at = job, runtime, folder, pause_at
+        self._profile = profile
+        self.profiler: Profiler | None = None
         self.checkpoints = folder.checkpoints(job.checkpoint.keep)
         self.loader = Loader(
             data.train,
@@ -141,22 +152,25 @@ class TrainingLoop:
         module = self.modules[turn.player]
         with state.playing(turn.player):
             state.optimizer.zero_grad(set_to_none=True)
-            parts = [
-                partial(self._prepared, batch, rows, clock, number)
-                for batch, rows in self._parts(clock.step, turn.minibatch)
-            ]
+            phase = partial(self._phase, step=clock.step)
+            with phase("data"):
+                parts = [
+                    partial(self._prepared, batch, rows, clock, number)
+                    for batch, rows in self._parts(clock.step, turn.minibatch)
+                ]
             if len(parts) > 1 and isinstance(state.algorithm, Comparing):
-                local = partial(_unsynchronised, module)
-                mean = cached_backward(state.algorithm, module, parts, clock, self._autocast, state.scaler, local)
+                ways = Ways(self._autocast, partial(_unsynchronised, module), phase)
+                mean = cached_backward(state.algorithm, module, parts, clock, state.scaler, ways)
             else:
                 mean = self._backward(module, parts, clock)
-            state.scaler.unscale_(state.optimizer)
-            state.algorithm.after_backward(clock)
-            gradient_norm = None
-            if measure or self.job.optimization.clip_gradient_norm is not None:
-                gradient_norm = self._clip()
-            state.scaler.step(state.optimizer)
-            state.scaler.update()
+            with phase("optimizer"):
+                state.scaler.unscale_(state.optimizer)
+                state.algorithm.after_backward(clock)
+                gradient_norm = None
+                if measure or self.job.optimization.clip_gradient_norm is not None:
+                    gradient_norm = self._clip()
+                state.scaler.step(state.optimizer)
+                state.scaler.update()
         bad = ~torch.isfinite(mean.loss)
         self._first_bad = torch.where(bad, self._first_bad.clamp(max=clock.step), self._first_bad)
         return mean, gradient_norm
@@ -164,7 +178,7 @@ class TrainingLoop:
     def _prepared(self, batch: Batch, rows: range, clock: Clock, number: int) -> Inputs:
         """What the network sees of these rows in the turn of this number; the same each time it is asked."""
         random = Random(self.job.seed, clock.step, rows, self.runtime.device)
-        with torch.no_grad():
+        with self._phase("prepare", clock.step), torch.no_grad():
             drawn = random if number == 0 else random.within(f"turn {number}")
             return self._formatted(self.state.algorithm.prepare(batch, clock, drawn))
 
@@ -174,11 +188,15 @@ class TrainingLoop:
         for number, part in enumerate(parts):
             inputs = part()
             with nullcontext() if number == len(parts) - 1 else _unsynchronised(module):
-                with self._autocast():
+                with self._phase("forward", clock.step), self._autocast():
                     made: Step = module(inputs, clock)
-                self.state.scaler.scale(made.loss / len(parts)).backward()  # type: ignore[no-untyped-call]
+                with self._phase("backward", clock.step):
+                    self.state.scaler.scale(made.loss / len(parts)).backward()  # type: ignore[no-untyped-call]
             losses.append(Step(made.loss.detach(), {name: value.detach() for name, value in made.metrics.items()}))
         return _mean(losses)
+
+    def _phase(self, name: Phase, step: int) -> AbstractContextManager[None]:
+        return nullcontext() if self.profiler is None else self.profiler.phase(name, step)
 
     def _clip(self) -> Tensor:
         """Shorten gradients to the job's limit, if it has one. Returns the norm of the whole gradient before."""
@@ -258,6 +276,7 @@ class TrainingLoop:
             self.begin()
         elif self.runtime.rank == 0:
             self.runtime.notice(f"continuing from the checkpoint of step {start}")
+        self._begin_profile(start)
         self._mark = (time.perf_counter(), start)
         for step in range(start, self.total_steps):
             outcome = self.turn(step)
@@ -290,7 +309,9 @@ class TrainingLoop:
         last = done == self.total_steps
         pause = done == self.pause_at
         report = done % self.job.tracking.every_steps == 0 or last or pause or self._due(done)
-        made = self.advance(step, measure=report)
+        with nullcontext() if self.profiler is None else self.profiler.step(step):
+            made = self.advance(step, measure=report)
+        self._keep_profile(step)
         if not report:
             return None
         metrics, first_bad, stop = self._agree(made)
@@ -321,6 +342,37 @@ class TrainingLoop:
                 return Outcome("interrupted", done, problem or "")
         self._mark = (time.perf_counter(), done)
         return None
+
+    def _begin_profile(self, start: int) -> None:
+        if not self._profile:
+            return
+        if self.total_steps - start < STEPS:
+            if self.runtime.rank == 0:
+                self.runtime.notice(f"no profile: it takes {STEPS} steps, and {self.total_steps - start} are left")
+            return
+        self.profiler = Profiler(
+            start,
+            rank=self.runtime.rank,
+            world_size=self.runtime.world_size,
+            device=self.runtime.device,
+            precision=self.job.optimization.precision,
+            count=not self.job.resources.compile,
+        )
+
+    def _keep_profile(self, step: int) -> None:
+        """Store the profile once it is whole."""
+        if self.profiler is None or not self.profiler.due(step):
+            return
+        elements = sum(p.numel() for p in self.state.algorithm.trainable())
+        profile = self.profiler.result(self.loader.samples_per_step, elements)
+        if self.runtime.rank == 0:
+            try:
+                self.folder.storage.write_json("profile.json", profile.as_data())
+                self.folder.storage.replace("trace.json.gz", self.profiler.trace or b"")
+            except OSError as error:  # training does not depend on it
+                self.runtime.notice(f"the profile could not be written: {error}")
+            self.runtime.log(profile.metrics(), step + 1)
+        self.profiler = None
 
     def _finish(self) -> Outcome:
         results = self._evaluate(self.total_steps, at_end=True)

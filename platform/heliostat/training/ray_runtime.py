@@ -105,7 +105,7 @@ def _work(config: dict[str, Any]) -> None:
     alone = folder.locked("worker", _OLD_WORKER_S) if runtime.rank == 0 else nullcontext()
     with alone:  # a run that is still held by another process fails this worker: Ray may try again
         try:
-            TrainingLoop(job, data, runtime, folder, config["pause_at"]).run()
+            TrainingLoop(job, data, runtime, folder, config["pause_at"], profile=config["profile"]).run()
         except (InputError, RunError) as error:  # would be the same after a restart
             runtime.conclude(Outcome("failed", 0, str(error)))
 
@@ -130,7 +130,7 @@ class RayRun:
         data: decoded samples; put into the object store once.
         folder: the run's files.
         open_tracker: makes the tracker, inside the monitor's actor.
-        pause_at: see :class:`TrainingLoop`.
+        pause_at, profile: see :class:`TrainingLoop`.
     """
 
     def __init__(
@@ -140,6 +140,8 @@ class RayRun:
         folder: RunFolder,
         open_tracker: Callable[[], Tracker],
         pause_at: int | None = None,
+        *,
+        profile: bool = False,
     ) -> None:
         connect(job)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -159,6 +161,7 @@ class RayRun:
                 "test": share(data.test) if data.test is not None else None,
                 "monitor": self._handle,
                 "pause_at": pause_at,
+                "profile": profile,
             },
             scaling_config=ScalingConfig(
                 num_workers=cast("int", resources.workers),  # or a range; Ray's annotation is that of Train v1

@@ -84,7 +84,7 @@ class Storage:
                 file.flush()
                 os.fsync(file.fileno())
         else:
-            with self.filesystem.open_output_stream(self.path(name)) as stream:
+            with self.filesystem.open_output_stream(self.path(name), compression=None) as stream:
                 yield cast("IO[bytes]", stream)
 
     def replace(self, name: str, content: bytes) -> None:
@@ -107,7 +107,7 @@ class Storage:
 
     def read(self, name: str) -> bytes:
         """A file's bytes. Raises FileNotFoundError."""
-        with self.filesystem.open_input_stream(self.path(name)) as stream:
+        with self.filesystem.open_input_stream(self.path(name), compression=None) as stream:
             return bytes(stream.read())
 
     def write_json(self, name: str, value: Any) -> None:
