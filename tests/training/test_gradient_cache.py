@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from heliostat.config.job import Job
 from heliostat.config.loading import parse
 from heliostat.config.registry import ALGORITHMS
-from heliostat.training import launch, loop
+from heliostat.training import launch, stepping
 from heliostat.training.loop import TrainingLoop
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import SilentRuntime
@@ -103,7 +103,7 @@ def test_without_the_second_pass_gradients_are_others(plain: Any, monkeypatch: p
             (made.loss / len(parts)).backward()
         return Step(made.loss.detach(), {})
 
-    monkeypatch.setattr(loop, "cached_backward", naive)
+    monkeypatch.setattr(stepping, "cached_backward", naive)
     found = follow("simclr", 4)
     name = "0/gradient/backbone.blocks.0.attn.proj.weight"
     expected = plain["simclr"][name]

@@ -79,7 +79,7 @@ def test_in_a_turn_the_other_player_is_held_still(tmp_path: Path) -> None:
     algorithm = loop.state.algorithm
     for number, turn in enumerate(loop.state.turns):
         before = {name: p.detach().clone() for name, p in algorithm.named_parameters()}
-        loop._update(replace(loop.clock(1), turn=turn), number, measure=True)
+        loop.stepper.update(replace(loop.stepper.clock(1), turn=turn), number, measure=True)
         for name, parameter in algorithm.named_parameters():
             own = name.startswith(turn.player)
             assert torch.equal(parameter, before[name]) != own, (turn, name)
@@ -120,7 +120,7 @@ def test_accumulation_changes_nothing(tmp_path: Path) -> None:
 def test_each_players_gradient_is_clipped_by_itself(tmp_path: Path) -> None:
     loop = made(tmp_path, "optimization.clip_gradient_norm=0.001")
     for number, turn in enumerate(loop.state.turns):
-        _, norm = loop._update(replace(loop.clock(0), turn=turn), number, measure=False)
+        _, norm = loop.stepper.update(replace(loop.stepper.clock(0), turn=turn), number, measure=False)
         grads = [p.grad for p in loop.state.algorithm.parameters() if p.grad is not None]
         assert float(torch.linalg.vector_norm(torch.stack([g.norm() for g in grads]))) == pytest.approx(0.001, rel=1e-2)
         assert norm is not None

@@ -1,22 +1,17 @@
 """The training loop: the only one, for every algorithm that learns from a data set, in every runtime.
 
-It is read top to bottom: build, restore, then per step and turn prepare - forward - backward - update, and between
-steps what the job asks for: points of curves, evaluations, checkpoints. A step is a function of (job, step, weights):
-sample order, views and schedules come from the clock, so the loop needs no state beyond the checkpoint's to continue
-where it stopped.
+It is read top to bottom: build, restore, then step after step (``stepping``), and between steps what the job asks for:
+points of curves, evaluations, checkpoints. A step is a function of (job, step, weights): sample order, views and
+schedules come from the clock, so the loop needs no state beyond the checkpoint's to continue where it stopped.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from heliostat.config.job import Job
 from heliostat.config.registry import ALGORITHMS
@@ -26,30 +21,15 @@ from heliostat.training.checkpoint import CheckpointError
 from heliostat.training.collapse import watch
 from heliostat.training.datasets import Datasets, minibatches, total_steps
 from heliostat.training.evaluation import Evaluation
-from heliostat.training.gradient_cache import Ways, cached_backward
 from heliostat.training.monitor import Outcome, Progress
 from heliostat.training.origin import begin_from, find_origin, spec_facts
 from heliostat.training.pictures import keep_pictures, keep_samples
-from heliostat.training.profiling import STEPS, Phase, Profiler
+from heliostat.training.profiling import STEPS, Profiler
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import Runtime
 from heliostat.training.state import TrainingState
-from heliostat_algorithms.algorithm import Batch, Clock, Inputs, Step
+from heliostat.training.stepping import NEVER, Progressed, Stepper
 from heliostat_algorithms.collectives import mean_over_workers
-from heliostat_algorithms.comparing import Comparing
-from heliostat_algorithms.randomness import Random
-
-_NEVER = 2**62
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Progressed:
-    """One step's loss and metrics on this worker, with the rate they were made at."""
-
-    step: Step
-    learning_rate: float
-    gradient_norm: Tensor | None
 
 
 class TrainingLoop:
@@ -76,7 +56,6 @@ class TrainingLoop:
     ) -> None:
         self.job, self.runtime, self.folder, self.pause_at = job, runtime, folder, pause_at
         self._profile = profile
-        self.profiler: Profiler | None = None
         self.checkpoints = folder.checkpoints(job.checkpoint.keep)
         self.loader = Loader(
             data.train,
@@ -91,141 +70,16 @@ class TrainingLoop:
         self.total_steps = total_steps(job, self.loader.steps_per_epoch)
         self.spec = data.train.spec()
         self.state = TrainingState(job, self.spec, runtime.device, runtime.world_size)
-        self._compile()
-        self.modules = {player: self._parallel(player) for player in self.state.players}
+        self.stepper = Stepper(job, self.state, self.loader, runtime, self.total_steps)
         self.evaluation = Evaluation(job, data.train, data.test, runtime)
-        self._first_bad = torch.tensor(_NEVER, device=runtime.device)
         self._failed_saves = 0
         self._unsound: set[int] = set()  # steps whose checkpoint cannot be read
         self._warned = False  # whether a checkpoint was made because nodes will be taken away
         self._mark = (time.perf_counter(), 0)  # when the last point of the curves was made, and after how many steps
 
-    def _compile(self) -> None:
-        if self.job.resources.compile:
-            for part in self.state.algorithm.children():
-                part.compile()  # in place: the names of parameters stay those of the paper's modules
-
-    def _parallel(self, player: str) -> nn.Module:
-        """The algorithm as it runs in the turns of a player, whose gradients alone are averaged over workers."""
-        algorithm = self.state.algorithm
-        if self.runtime.world_size == 1:
-            return algorithm
-        # Looking for unused parameters also keeps DDP from regrouping its buckets after the first step. With three
-        # workers or more the grouping decides the order of a sum, so a resumed run would differ from an uninterrupted
-        # one in the last bit.
-        with self.state.playing(player):
-            return DistributedDataParallel(algorithm, broadcast_buffers=False, find_unused_parameters=True)
-
-    # One step
-
-    def clock(self, step: int) -> Clock:
-        """The time at which the step of this number (from 0) is made."""
-        return Clock(
-            step=step,
-            total_steps=self.total_steps,
-            steps_per_epoch=self.loader.steps_per_epoch,
-            batch_size=self.job.optimization.batch_size,
-        )
-
     def advance(self, step: int, *, measure: bool = False) -> Progressed:
-        """Make one step, of one update or, with several players, several; ``measure`` also computes the gradient's
-        norm."""
-        clock, state, optimization = self.clock(step), self.state, self.job.optimization
-        learning_rate = state.peak_learning_rate * optimization.schedule.multiplier(clock)
-        optimization.optimizer.adjust(state.optimizer, clock, learning_rate)
-        state.algorithm.train()
-        with torch.no_grad():
-            state.algorithm.before_step(clock)
-        made: dict[str, Step] = {}
-        norms: dict[str, Tensor | None] = {}
-        for number, turn in enumerate(state.turns):
-            # Of several updates of one player, the last one is shown.
-            made[turn.player], norms[turn.player] = self._update(replace(clock, turn=turn), number, measure)
-        with torch.no_grad():
-            state.algorithm.after_step(clock)
-        return Progressed(_together(made), learning_rate, _total(norms.values()))
-
-    def _update(self, clock: Clock, number: int, measure: bool) -> tuple[Step, Tensor | None]:
-        """Take one of the step's turns: move the parameters of its player. Returns loss and metrics of this worker's
-        rows and, where it was computed, the gradient's norm."""
-        state, turn = self.state, clock.turn
-        module = self.modules[turn.player]
-        with state.playing(turn.player):
-            state.optimizer.zero_grad(set_to_none=True)
-            phase = partial(self._phase, step=clock.step)
-            with phase("data"):
-                parts = [
-                    partial(self._prepared, batch, rows, clock, number)
-                    for batch, rows in self._parts(clock.step, turn.minibatch)
-                ]
-            if len(parts) > 1 and isinstance(state.algorithm, Comparing):
-                ways = Ways(self._autocast, partial(_unsynchronised, module), phase)
-                mean = cached_backward(state.algorithm, module, parts, clock, state.scaler, ways)
-            else:
-                mean = self._backward(module, parts, clock)
-            with phase("optimizer"):
-                state.scaler.unscale_(state.optimizer)
-                state.algorithm.after_backward(clock)
-                gradient_norm = None
-                if measure or self.job.optimization.clip_gradient_norm is not None:
-                    gradient_norm = self._clip()
-                state.scaler.step(state.optimizer)
-                state.scaler.update()
-        bad = ~torch.isfinite(mean.loss)
-        self._first_bad = torch.where(bad, self._first_bad.clamp(max=clock.step), self._first_bad)
-        return mean, gradient_norm
-
-    def _prepared(self, batch: Batch, rows: range, clock: Clock, number: int) -> Inputs:
-        """What the network sees of these rows in the turn of this number; the same each time it is asked."""
-        random = Random(self.job.seed, clock.step, rows, self.runtime.device)
-        with self._phase("prepare", clock.step), torch.no_grad():
-            drawn = random if number == 0 else random.within(f"turn {number}")
-            return self._formatted(self.state.algorithm.prepare(batch, clock, drawn))
-
-    def _backward(self, module: nn.Module, parts: Sequence[Callable[[], Inputs]], clock: Clock) -> Step:
-        """Add up the gradients of the parts, whose mean is this worker's loss."""
-        losses: list[Step] = []
-        for number, part in enumerate(parts):
-            inputs = part()
-            with nullcontext() if number == len(parts) - 1 else _unsynchronised(module):
-                with self._phase("forward", clock.step), self._autocast():
-                    made: Step = module(inputs, clock)
-                with self._phase("backward", clock.step):
-                    self.state.scaler.scale(made.loss / len(parts)).backward()  # type: ignore[no-untyped-call]
-            losses.append(Step(made.loss.detach(), {name: value.detach() for name, value in made.metrics.items()}))
-        return _mean(losses)
-
-    def _phase(self, name: Phase, step: int) -> AbstractContextManager[None]:
-        return nullcontext() if self.profiler is None else self.profiler.phase(name, step)
-
-    def _clip(self) -> Tensor:
-        """Shorten gradients to the job's limit, if it has one. Returns the norm of the whole gradient before."""
-        limit, per = self.job.optimization.clip_gradient_norm, self.job.optimization.clip_per
-        parameters = [p for p in self.state.algorithm.trainable() if p.grad is not None]
-        norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
-        total: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)))
-        if limit is not None and per == "all":
-            nn.utils.clip_grads_with_norm_(parameters, limit, total, foreach=True)
-        elif limit is not None:
-            for parameter, norm in zip(parameters, norms, strict=True):
-                nn.utils.clip_grads_with_norm_([parameter], limit, norm)
-        return total
-
-    def _parts(self, step: int, minibatch: int) -> Iterator[tuple[Batch, range]]:
-        """This worker's rows of a minibatch of the step, in as many equal parts as the job accumulates."""
-        batch, rows, parts = self.loader.batch(step, minibatch), self.loader.rows(), self.job.optimization.accumulate
-        size = len(rows) // parts
-        for start in range(0, len(rows), size):
-            yield {name: value[start : start + size] for name, value in batch.items()}, rows[start : start + size]
-
-    def _formatted(self, inputs: Inputs) -> Inputs:
-        if not self.job.resources.channels_last:
-            return inputs
-        return {n: x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for n, x in inputs.items()}
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        dtype = _DTYPES.get(self.job.optimization.precision)
-        return nullcontext() if dtype is None else torch.autocast(self.runtime.device.type, dtype)
+        """Make the step of this number, from 0; ``measure`` also computes the gradient's norm."""
+        return self.stepper.advance(step, measure=measure)
 
     # The run
 
@@ -309,7 +163,7 @@ class TrainingLoop:
         last = done == self.total_steps
         pause = done == self.pause_at
         report = done % self.job.tracking.every_steps == 0 or last or pause or self._due(done)
-        with nullcontext() if self.profiler is None else self.profiler.step(step):
+        with nullcontext() if self.stepper.profiler is None else self.stepper.profiler.step(step):
             made = self.advance(step, measure=report)
         self._keep_profile(step)
         if not report:
@@ -320,7 +174,7 @@ class TrainingLoop:
         samples = (done - before) * self.loader.samples_per_step
         metrics["perf/samples_per_second"] = samples / (time.perf_counter() - since)
         self._show(done, metrics)
-        if first_bad < _NEVER:
+        if first_bad < NEVER:
             return self._non_finite(first_bad)
         collapse = watch(self.state, metrics, done, self.total_steps)
         if collapse is not None and collapse.first and self.runtime.rank == 0:
@@ -350,7 +204,7 @@ class TrainingLoop:
             if self.runtime.rank == 0:
                 self.runtime.notice(f"no profile: it takes {STEPS} steps, and {self.total_steps - start} are left")
             return
-        self.profiler = Profiler(
+        self.stepper.profiler = Profiler(
             start,
             rank=self.runtime.rank,
             world_size=self.runtime.world_size,
@@ -361,18 +215,19 @@ class TrainingLoop:
 
     def _keep_profile(self, step: int) -> None:
         """Store the profile once it is whole."""
-        if self.profiler is None or not self.profiler.due(step):
+        profiler = self.stepper.profiler
+        if profiler is None or not profiler.due(step):
             return
         elements = sum(p.numel() for p in self.state.algorithm.trainable())
-        profile = self.profiler.result(self.loader.samples_per_step, elements)
+        profile = profiler.result(self.loader.samples_per_step, elements)
         if self.runtime.rank == 0:
             try:
                 self.folder.storage.write_json("profile.json", profile.as_data())
-                self.folder.storage.replace("trace.json.gz", self.profiler.trace or b"")
+                self.folder.storage.replace("trace.json.gz", profiler.trace or b"")
             except OSError as error:  # training does not depend on it
                 self.runtime.notice(f"the profile could not be written: {error}")
             self.runtime.log(profile.metrics(), step + 1)
-        self.profiler = None
+        self.stepper.profiler = None
 
     def _finish(self) -> Outcome:
         results = self._evaluate(self.total_steps, at_end=True)
@@ -433,7 +288,8 @@ class TrainingLoop:
         """Average the metrics over workers, and settle together whether the loss went bad or a stop was asked for."""
         values = {"loss": made.step.loss, **made.step.metrics}
         means = mean_over_workers(torch.stack([value.double().mean() for value in values.values()]))
-        flags = torch.stack([-self._first_bad, torch.tensor(int(self.runtime.stop_requested())).to(self._first_bad)])
+        stop = torch.tensor(int(self.runtime.stop_requested())).to(self.stepper.first_bad)
+        flags = torch.stack([-self.stepper.first_bad, stop])
         if self.runtime.world_size > 1:
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
         metrics = {f"train/{name}": value for name, value in zip(values, means.tolist(), strict=True)}
@@ -524,34 +380,3 @@ class TrainingLoop:
             f"Look at that step again with: heliostat replay {self.folder.storage.uri} --step {step}"
         )
         return Outcome("failed", step, message)
-
-
-def _unsynchronised(module: nn.Module) -> AbstractContextManager[object]:
-    """Gradients of all parts but the last stay on the worker: their sum is reduced once."""
-    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
-
-
-def _mean(steps: list[Step]) -> Step:
-    """Parts of equal size, so their plain mean is the mean over the worker's rows."""
-    if len(steps) == 1:
-        return steps[0]
-    loss = torch.stack([step.loss for step in steps]).mean()
-    return Step(loss, {name: torch.stack([step.metrics[name] for step in steps]).mean() for name in steps[0].metrics})
-
-
-def _together(made: Mapping[str, Step]) -> Step:
-    """What the players of a step saw: the sum of their losses, and each loss and metric under the player's name."""
-    if len(made) == 1:
-        return next(iter(made.values()))
-    metrics = {f"{player}_loss": step.loss for player, step in made.items()}
-    metrics |= {f"{player}_{name}": value for player, step in made.items() for name, value in step.metrics.items()}
-    return Step(torch.stack([step.loss for step in made.values()]).sum(), metrics)
-
-
-def _total(norms: Iterable[Tensor | None]) -> Tensor | None:
-    """The norm of the gradients of all players together."""
-    known = [norm for norm in norms if norm is not None]
-    if len(known) < 2:
-        return known[0] if known else None
-    total: Tensor = torch.linalg.vector_norm(torch.stack(known))
-    return total

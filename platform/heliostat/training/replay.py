@@ -11,9 +11,10 @@ import torch
 
 from heliostat.errors import InputError, Problem
 from heliostat.training import launch
-from heliostat.training.loop import Progressed, TrainingLoop
+from heliostat.training.loop import TrainingLoop
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import SilentRuntime
+from heliostat.training.stepping import Progressed
 
 
 @dataclass(frozen=True)
