@@ -97,7 +97,7 @@ def test_parts_on_workers_have_the_gradients_of_the_whole(workers: int, on_worke
 def test_without_the_second_pass_gradients_are_others(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What accumulation of a loss of parts would have given: the test would notice."""
 
-    def naive(algorithm: Any, module: Any, parts: Any, clock: Any, autocast: Any, scaler: Any, local: Any) -> Step:
+    def naive(algorithm: Any, module: Any, parts: Any, clock: Any, scaler: Any, ways: Any) -> Step:
         for part in parts:
             made = module(part(), clock)
             (made.loss / len(parts)).backward()
