@@ -4,8 +4,9 @@ second or two."""
 from __future__ import annotations
 
 import multiprocessing
+import os
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -32,6 +33,18 @@ def work(folder: str, world_size: int, rank: int, file: str, function: str, argu
     torch.save(result, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+@pytest.fixture(autouse=True)
+def ray_as_it_was() -> Iterator[None]:
+    """Asking a cluster turns Ray's tokens on in this process, where one is stored on the machine; the nodes that later
+    tests start would demand it of clients that have settled on none."""
+    before = os.environ.get("RAY_AUTH_MODE")
+    yield
+    if before is None:
+        os.environ.pop("RAY_AUTH_MODE", None)
+    else:
+        os.environ["RAY_AUTH_MODE"] = before
 
 
 @pytest.fixture
