@@ -144,11 +144,11 @@ def test_a_chain_that_was_interrupted_goes_on_where_it_was(tiny: MakeJob, monkey
     work = launch._work
     started: list[str] = []
 
-    def die(job: Job, data: object, folder: RunFolder, watcher: object) -> Finished:
+    def die(job: Job, data: object, folder: RunFolder, watcher: object, **how: bool) -> Finished:
         started.append(folder.name)
         if folder.name == "broken-b" and started.count("broken-b") == 1:
             raise RuntimeError("the machine is lost")
-        return work(job, data, folder, watcher)  # type: ignore[arg-type]
+        return work(job, data, folder, watcher, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(launch, "_work", die)
     with pytest.raises(RuntimeError, match="lost"):
