@@ -187,7 +187,9 @@ def test_a_phase_at_a_higher_resolution_keeps_heads_teacher_and_optimiser(tmp_pa
     assert saved["optimizer"]["state"].keys() == state["optimizer"]["state"].keys()
     for number, moments in saved["optimizer"]["state"].items():
         assert not differ(moments, state["optimizer"]["state"][number])
-    crops = training.state.algorithm.prepare(training.loader.batch(0), training.stepper.clock(0), Random(0, 0, range(16)))
+    crops = training.state.algorithm.prepare(
+        training.loader.batch(0), training.stepper.clock(0), Random(0, 0, range(16))
+    )
     assert crops["global"].shape[2:] == (16, 16)
 
 
