@@ -83,7 +83,7 @@ class Told:
     def notice(self, text: str) -> None:
         self.notices.append(text)
 
-    def checkpoint_saved(self) -> None:
+    def before_checkpoint(self) -> None:
         self.checkpoints += 1
 
     def link_checkpoint(self, name: str, uri: str, step: int, metrics: Mapping[str, float]) -> None:

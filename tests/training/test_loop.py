@@ -72,6 +72,22 @@ def assert_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
         assert torch.equal(value, other[name]), name
 
 
+def test_what_was_told_is_safe_before_a_checkpoint_is_there(tiny: MakeJob) -> None:
+    """A process may be killed at any moment: the steps before a checkpoint are not made again, nor are their points."""
+    job = tiny("checkpoint.every_steps=4")
+    folder = RunFolder.planned(job)
+    folder.create(job)
+    seen: list[tuple[int, int]] = []
+
+    class Watching(Recorder):
+        def before_checkpoint(self) -> None:
+            newest = max(folder.checkpoints().steps(), default=0)
+            seen.append((newest, self.points["train/loss"][-1][0]))
+
+    assert make(job, Watching(), folder).run().status == "finished"
+    assert seen == [(0, 4), (4, 8), (8, 12)]
+
+
 def test_an_interrupted_run_continues_with_the_same_bits_and_points(tiny: MakeJob) -> None:
     job = tiny()
     whole = make(job)

@@ -314,9 +314,9 @@ class Session:
         }
         # Updates may have been made since a checkpoint of the same step.
         again = self.issued != self._saved_updates
+        self.runtime.before_checkpoint()
         self.checkpoints.save(self.played, state, {"seed": self.job.seed, "updates": self.issued}, replace=again)
         self._saved, self._saved_updates = self.played, self.issued
-        self.runtime.checkpoint_saved()
         self.runtime.log(
             {"checkpoint/seconds": time.perf_counter() - began, "checkpoint/replay_seconds": max(held, default=0.0)},
             self.played,

@@ -327,8 +327,8 @@ class TrainingLoop:
                 "data": spec_facts(self.spec),
             }
             try:
+                self.runtime.before_checkpoint()
                 self.checkpoints.save(done, self.state.state_dict(), about, replace=done in self._unsound)
-                self.runtime.checkpoint_saved()
             except CheckpointError as error:
                 self._failed_saves += 1
                 problem = str(error)

@@ -92,8 +92,9 @@ class Monitor:
         """Tell the user something worth a line."""
         self._notices.append(text)
 
-    def checkpoint_saved(self) -> None:
-        """Bring what the tracker could not send yet to disk: the steps before a checkpoint are not computed again."""
+    def before_checkpoint(self) -> None:
+        """Bring what the tracker could not send yet to disk, before there is a checkpoint: the steps before one are not
+        computed again. Where the process dies in between they are, and their points are skipped as repetitions."""
         self.tracker.persist()
 
     def link_checkpoint(self, name: str, uri: str, step: int, metrics: Mapping[str, float]) -> None:

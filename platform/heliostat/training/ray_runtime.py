@@ -61,9 +61,9 @@ class RayRuntime:
     def notice(self, text: str) -> None:
         self._monitor.notice.remote(text)
 
-    def checkpoint_saved(self) -> None:
+    def before_checkpoint(self) -> None:
         # Waited for: what the tracker could not send must be on disk before the steps count as done.
-        ray.get(self._monitor.checkpoint_saved.remote())
+        ray.get(self._monitor.before_checkpoint.remote())
 
     def link_checkpoint(self, name: str, uri: str, step: int, metrics: Mapping[str, float]) -> None:
         self._monitor.link_checkpoint.remote(name, uri, step, dict(metrics))

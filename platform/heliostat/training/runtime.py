@@ -34,8 +34,8 @@ class Runtime(Protocol):
     def notice(self, text: str) -> None:
         """Tell the user something."""
 
-    def checkpoint_saved(self) -> None:
-        """A checkpoint is complete."""
+    def before_checkpoint(self) -> None:
+        """A checkpoint will be made: what was told so far must not be lost any more."""
 
     def link_checkpoint(self, name: str, uri: str, step: int, metrics: Mapping[str, float]) -> None:
         """The final model is at ``uri``."""
@@ -61,7 +61,7 @@ class LocalRuntime:
         self.log = monitor.log
         self.progress = monitor.progress
         self.notice = monitor.notice
-        self.checkpoint_saved = monitor.checkpoint_saved
+        self.before_checkpoint = monitor.before_checkpoint
         self.link_checkpoint = monitor.link_checkpoint
         self.conclude = monitor.conclude
         self.stop_requested = monitor.stop_requested
@@ -86,7 +86,7 @@ class SilentRuntime:
     def notice(self, text: str) -> None:
         """Not shown."""
 
-    def checkpoint_saved(self) -> None:
+    def before_checkpoint(self) -> None:
         """Nothing is saved."""
 
     def link_checkpoint(self, name: str, uri: str, step: int, metrics: Mapping[str, float]) -> None:
