@@ -43,6 +43,16 @@ def _phi_slope(x):
 
 
 @triton.jit
+def _next(h, s, x, a, b, EXACT: tl.constexpr):
+    """The states (D, N) after one more time, whose step and input are s and x (D,)."""
+    exponent = s[:, None] * a
+    drive = (s * x)[:, None] * b[None, :]
+    if EXACT:
+        drive = drive * _phi(exponent)
+    return tl.exp(exponent) * h + drive
+
+
+@triton.jit
 def _forward(
     u, step, A, B, C, before, y, last, boundaries, length, channels, states, chunk, chunks,
     BLOCK: tl.constexpr, STATES: tl.constexpr, EXACT: tl.constexpr,
@@ -62,11 +72,7 @@ def _forward(
         x = tl.load(u + now * channels + d, mask=in_d, other=0.0)
         b = tl.load(B + now * states + n, mask=in_n, other=0.0)
         c = tl.load(C + now * states + n, mask=in_n, other=0.0)
-        exponent = s[:, None] * a
-        drive = (s * x)[:, None] * b[None, :]
-        if EXACT:
-            drive = drive * _phi(exponent)
-        h = tl.exp(exponent) * h + drive
+        h = _next(h, s, x, a, b, EXACT)
         tl.store(y + now * channels + d, tl.sum(h * c[None, :], axis=1), mask=in_d)
     tl.store(last + row * channels * states + place, h, mask=inside)
 
@@ -97,11 +103,7 @@ def _backward(
             s = tl.load(step + now * channels + d, mask=in_d, other=0.0)
             x = tl.load(u + now * channels + d, mask=in_d, other=0.0)
             b = tl.load(B + now * states + n, mask=in_n, other=0.0)
-            exponent = s[:, None] * a
-            drive = (s * x)[:, None] * b[None, :]
-            if EXACT:
-                drive = drive * _phi(exponent)
-            h = tl.exp(exponent) * h + drive
+            h = _next(h, s, x, a, b, EXACT)
         tl.debug_barrier()  # what one thread has stored another may load
         for j in range(count):
             i = count - 1 - j
