@@ -8,11 +8,13 @@ of parameters are averaged.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 def world_size() -> int:
@@ -69,3 +71,27 @@ def sum_over_workers(x: Tensor) -> Tensor:
 def mean_over_workers(x: Tensor) -> Tensor:
     """Elementwise mean of all workers' tensors, without gradient: for metrics."""
     return x.detach() if world_size() == 1 else _summed(x) / world_size()
+
+
+def own_part(x: Tensor) -> Tensor:
+    """What this worker holds of ``x``, in the same memory: all of a plain tensor, some rows of a sharded one."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+@torch.no_grad()
+def norms(parts: Sequence[Tensor], of: Sequence[Tensor]) -> Tensor:
+    """Euclidean norms of tensors that may be spread over workers, who all ask together.
+
+    Args:
+        parts: n tensors, what this worker holds of each.
+        of: n tensors that are spread in the same way.
+
+    Returns:
+        (n,) norms of the whole tensors.
+    """
+    found = torch.stack(torch._foreach_norm(list(parts)))
+    if not any(isinstance(x, DTensor) for x in of):
+        return found
+    # What every worker holds counts once.
+    counts = torch.tensor([1.0 if isinstance(x, DTensor) else world_size() for x in of], device=found.device)
+    return _summed(found.double().square() / counts).sqrt().to(found)

@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from heliostat.config.job import Job
 from heliostat.config.loading import parse
 from heliostat.config.registry import ALGORITHMS
 from heliostat.data.images import ImageData
+from heliostat.errors import InputError
 from heliostat.training import launch, loop
+from heliostat.training.checkpoint import mapped
 from heliostat.training.datasets import Datasets
 from heliostat.training.loop import TrainingLoop
 from heliostat.training.run_folder import RunFolder
@@ -69,9 +72,9 @@ def flattened(value: Any, prefix: str = "") -> dict[str, Any]:
     return {path: leaf for key, inner in items for path, leaf in flattened(inner, f"{prefix}/{key}").items()}
 
 
-def in_double(text: str) -> TrainingLoop:
+def in_double(text: str, *overrides: str) -> TrainingLoop:
     """The loop of one worker."""
-    job = parse(text, "tiny.yaml")
+    job = parse(text, "tiny.yaml", overrides)
     runtime = SilentRuntime(torch.device("cpu"), rank(), world_size())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "TrainingState", DoubleState)
@@ -79,33 +82,52 @@ def in_double(text: str) -> TrainingLoop:
         return TrainingLoop(job, data, runtime, RunFolder("unused"))
 
 
-def follow(text: str) -> dict[str, Any]:
+def whole(value: Any) -> Any:
+    """State with all rows of what is spread over workers."""
+    return mapped(value, lambda x: x.full_tensor() if isinstance(x, DTensor) else x)
+
+
+def follow(text: str, *overrides: str) -> dict[str, Any]:
     """What one worker sees of the first steps of a job."""
-    training = in_double(text)
+    training = in_double(text, *overrides)
     training.begin()
     seen: dict[str, Any] = {}
     for step in range(STEPS):
         if step == HALF:
-            seen["checkpoint"] = copy.deepcopy(training.state.state_dict())
+            seen["checkpoint"] = copy.deepcopy(whole(training.state.state_dict()))
         made = training.advance(step).step
         values = {"loss": made.loss, **made.metrics}
         seen |= {f"step {step}/{name}": mean_over_workers(value.double().mean()) for name, value in values.items()}
         if step in (0, STEPS - 1):
             named = training.state.algorithm.named_parameters()
-            seen |= {f"step {step}/gradient/{name}": p.grad.clone() for name, p in named if p.grad is not None}
+            seen |= {f"step {step}/gradient/{name}": whole(p.grad).clone() for name, p in named if p.grad is not None}
     return seen | weights(training)
 
 
 def weights(training: TrainingLoop) -> dict[str, torch.Tensor]:
     """Everything that a checkpoint would hold of the algorithm and the optimiser."""
-    state = flattened(training.state.state_dict()["algorithm"], "state")
-    optimizer = flattened(training.state.optimizer.state_dict()["state"], "optimizer")
+    state = flattened(whole(training.state.state_dict()["algorithm"]), "state")
+    optimizer = flattened(whole(training.state.optimizer.state_dict()["state"]), "optimizer")
     return {path: leaf.double() for path, leaf in (state | optimizer).items() if isinstance(leaf, torch.Tensor)}
 
 
 def follow_all(origin: str) -> dict[str, Any]:
     """All methods in one group of workers."""
     return {method: follow(job_text(method, origin)) for method in METHODS}
+
+
+WHOLE_ONLY = {
+    "gan": "for methods of one player",
+    "gan-dcgan": "for methods of one player",
+    "gan-points": "for methods of one player",
+    "vae-conv-gaussian": "log_variance is a single number",
+}
+"""Methods whose weights cannot be spread, and what is said of them."""
+
+
+def follow_all_spread(origin: str) -> dict[str, Any]:
+    """The same, with weights, gradients and the optimiser's state spread over the workers."""
+    return {m: follow(job_text(m, origin), "resources.strategy=fsdp") for m in METHODS if m not in WHOLE_ONLY}
 
 
 @pytest.fixture(scope="module")
@@ -145,13 +167,15 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).abs().max() / (1 + expected.abs().max()))
 
 
-@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize(("workers", "strategy"), [(2, "ddp"), (4, "ddp"), (2, "fsdp")])
 def test_any_number_of_workers_follows_the_same_trajectory(
-    workers: int, on_workers: Any, alone: dict[str, Any], origin: str
+    workers: int, strategy: str, on_workers: Any, alone: dict[str, Any], origin: str
 ) -> None:
-    results = on_workers(follow_all, workers, origin)
+    results = on_workers(follow_all if strategy == "ddp" else follow_all_spread, workers, origin)
+    assert results[0].keys() == alone.keys() - (WHOLE_ONLY.keys() if strategy == "fsdp" else set())
     wrong = []
-    for method, expected in alone.items():
+    for method in results[0]:
+        expected = alone[method]
         for number, result in enumerate(results):
             assert result[method].keys() == expected.keys(), method
             for key in expected.keys() - {"checkpoint"}:
@@ -168,6 +192,13 @@ def test_any_number_of_workers_follows_the_same_trajectory(
             if not error(found, expected[key]) < 1e-8:
                 wrong.append(f"{method}, continued alone: {key} differs by {error(found, expected[key]):.1e}")
     assert not wrong, "\n".join(wrong[:20])
+
+
+@pytest.mark.parametrize(("method", "why"), WHOLE_ONLY.items())
+def test_what_cannot_be_spread_is_refused_before_anything_starts(method: str, why: str, origin: str) -> None:
+    job = parse(job_text(method, origin), "tiny.yaml", ["resources.strategy=fsdp"])
+    with pytest.raises(InputError, match=why):
+        launch.check_algorithm(job, colours(launch.load(launch.settled(job))))
 
 
 class Killed(Exception):  # noqa: N818 - a signal, not an error

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from heliostat_algorithms.algorithm import Clock, ParameterGroup
@@ -126,12 +127,15 @@ class Sgd(OptimizerBase):
             raise ValueError("nesterov needs a momentum above 0")
 
     def build(self, groups: list[ParameterGroup], batch_size: int) -> Optimizer:
-        return torch.optim.SGD(  # fused: all tensors in one kernel; a third of the time of foreach on CPUs
+        # Fused: all tensors in one kernel; a third of the time of foreach on CPUs. It knows no sharded tensors yet.
+        sharded = any(isinstance(parameter, DTensor) for group in groups for parameter in group.parameters)
+        return torch.optim.SGD(
             self._groups(groups, batch_size),
             lr=self.peak_learning_rate(batch_size),
             momentum=self.momentum,
             nesterov=self.nesterov,
-            fused=True,
+            fused=not sharded,
+            foreach=sharded,
         )
 
 

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from heliostat_algorithms.collectives import norms, own_part
+
 
 class LARS(Optimizer):
     """SGD with momentum whose step is scaled for each tensor to a share of the tensor's norm.
@@ -77,17 +79,18 @@ class LARS(Optimizer):
             state = self.state[weight]
             if "velocity" not in state:
                 state["velocity"] = torch.zeros_like(weight)
-            velocities.append(state["velocity"])
-        updates: Any = [weight.grad for weight in weights]
+            velocities.append(own_part(state["velocity"]))
+        # Of weights that are spread over workers each moves its rows; only norms need the others.
+        own = [own_part(weight) for weight in weights]
+        updates: Any = [own_part(weight.grad) for weight in weights if weight.grad is not None]
         if group["weight_decay"]:
-            updates = torch._foreach_add(updates, weights, alpha=group["weight_decay"])
+            updates = torch._foreach_add(updates, own, alpha=group["weight_decay"])
         torch._foreach_mul_(velocities, group["momentum"])
         if group["adapt"]:
-            weight_norms = torch.stack(torch._foreach_norm(weights))
-            update_norms = torch.stack(torch._foreach_norm(updates))
+            weight_norms, update_norms = norms([*own, *updates], [*weights, *weights]).chunk(2)
             ratios = group["trust_coefficient"] * weight_norms / update_norms
             ratios = torch.where((weight_norms > 0) & (update_norms > 0), ratios, 1.0)
             torch._foreach_addcmul_(velocities, updates, list((ratios * group["lr"]).unbind()))
         else:
             torch._foreach_add_(velocities, updates, alpha=group["lr"])
-        torch._foreach_sub_(weights, velocities)
+        torch._foreach_sub_(own, velocities)

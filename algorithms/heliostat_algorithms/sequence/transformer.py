@@ -80,9 +80,9 @@ class DecoderLayer(nn.Module):
         """Keys and values of the source (B, S, D): (B, heads, S, D / heads) each."""
         return self.attention.split(encoded, self.attention.k), self.attention.split(encoded, self.attention.v)
 
-    def forward(self, x: Tensor, memory: MixerState, seen: Tensor, keys: Tensor | None) -> Tensor:
-        """(B, T, D) from its beginning -> (B, T, D)."""
-        return self._rest(self.mixing(x, self.mixer, keys), memory, seen, keys)
+    def forward(self, x: Tensor, encoded: Tensor, seen: Tensor, keys: Tensor | None) -> Tensor:
+        """(B, T, D) from its beginning, and the source (B, S, D) -> (B, T, D)."""
+        return self._rest(self.mixing(x, self.mixer, keys), self.memory(encoded), seen, keys)
 
     def advance(self, x: Tensor, state: MixerState, memory: MixerState, seen: Tensor) -> tuple[Tensor, MixerState]:
         """The next positions (B, T, D) -> their output, and the cache with them."""
@@ -211,7 +211,7 @@ class Transformer(Algorithm, Predictor, Translator):
         encoded = self.encode(source, seen, keys)
         x = self.target_dropout(self._embedded(target[:, :-1], 0), keys)
         for layer in self._decoder:
-            x = layer(x, layer.memory(encoded), seen, keys)
+            x = layer(x, encoded, seen, keys)
         targets = target[:, 1:]
         return Predictions(self._logits(x), targets.masked_fill(targets == PAD, IGNORED))
 

@@ -74,6 +74,9 @@ class Resources(Section):
     resize_seconds: PositiveFloat = 60.0
     """With ``workers: [min, max]``: how often Ray looks whether the cluster has room for more workers. A resize goes on
     from the last checkpoint."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """``ddp``: each worker holds all weights. ``fsdp``: weights, gradients and the optimiser's state are spread over
+    the workers, for networks that fill a device; the same trajectory, with more to send."""
     channels_last: bool = False
     """Memory format of images and convolutions; faster on most accelerators."""
     compile: bool = False

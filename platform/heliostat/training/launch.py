@@ -66,6 +66,9 @@ def check(job: Job, *, follows: bool = False) -> list[Problem]:
             problems.append(Problem(what, "optimization.accumulate"))
     if optimization.accumulate > 1:
         problems += [Problem(what, "optimization.accumulate") for what in _unsplittable(job)]
+    if job.resources.strategy == "fsdp" and optimization.precision == "fp16":
+        what = "fp16 needs a loss scale that strategy fsdp has not; take bf16, or strategy ddp"
+        problems.append(Problem(what, "optimization.precision"))
     if job.sample is not None and ALGORITHMS[job.algorithm.type].sample is Algorithm.sample:
         problems.append(Problem(f"{job.algorithm.type} is not generative and makes no samples", "sample"))
     if job.resources.gpus_per_worker and job.resources.runtime == "local" and not torch.cuda.is_available():

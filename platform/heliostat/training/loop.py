@@ -27,6 +27,7 @@ from heliostat.training.pictures import keep_pictures, keep_samples
 from heliostat.training.profiling import STEPS, Profiler
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import Runtime
+from heliostat.training.sharding import load_together, save_together
 from heliostat.training.state import TrainingState
 from heliostat.training.stepping import NEVER, Progressed, Stepper
 from heliostat_algorithms.collectives import mean_over_workers
@@ -88,7 +89,10 @@ class TrainingLoop:
         step = 0
         for step in reversed([s for s in self.checkpoints.steps() if at_most is None or s <= at_most]):
             try:
-                saved = self.checkpoints.load(step, self.runtime.device)
+                if self.state.mesh is None:
+                    saved = self.checkpoints.load(step, self.runtime.device)
+                else:
+                    saved = load_together(self.checkpoints, step)
             except InputError as error:
                 self._unsound.add(step)
                 if self.runtime.rank == 0:
@@ -111,7 +115,12 @@ class TrainingLoop:
         if self.job.begin is None:
             return
         origin = find_origin(self.job.begin, self.job.output)
-        begin_from(self.state, origin, self.runtime.device)
+        if self.state.mesh is None:
+            begin_from(self.state, origin, self.runtime.device)
+        else:
+            begun = TrainingState(self.job, self.spec, torch.device("cpu"), 1)
+            begin_from(begun, origin, "cpu")
+            self.state.load_state_dict(begun.state_dict(), origin.uri)
         if self.runtime.rank == 0:
             self.runtime.notice(f"beginning from {origin.uri}")
 
@@ -231,6 +240,7 @@ class TrainingLoop:
 
     def _finish(self) -> Outcome:
         results = self._evaluate(self.total_steps, at_end=True)
+        algorithm = self.state.whole()
         if self.runtime.rank == 0:
             storage = self.folder.storage
             if storage.exists("baselines.json"):
@@ -244,7 +254,7 @@ class TrainingLoop:
                 return Outcome("failed", self.total_steps, problem, results)
             try:
                 shown = self.evaluation.shown
-                keep_pictures(self.state.algorithm, shown, self.folder, self.runtime.device, self.evaluation.retrieved)
+                keep_pictures(algorithm, shown, self.folder, self.runtime.device, self.evaluation.retrieved)
             except OSError as error:  # the numbers are safe
                 self.runtime.notice(f"pictures could not be written: {error}")
             evaluated = {name: value for name, value in results.items() if name.startswith("eval/")}
@@ -265,11 +275,12 @@ class TrainingLoop:
 
     def _sample(self, done: int) -> None:
         """Show what a generative method makes by now; on rank 0, the others go on."""
+        algorithm = self.state.whole()
         if self.job.sample is None or self.runtime.rank != 0:
             return
         data, count = self.evaluation.shown, self.job.sample.count
         try:
-            keep_samples(self.state.algorithm, data, self.folder, self.runtime.device, count=count, step=done)
+            keep_samples(algorithm, data, self.folder, self.runtime.device, count=count, step=done)
         except OSError as error:  # training does not depend on it
             self.runtime.notice(f"samples could not be written: {error}")
 
@@ -317,21 +328,27 @@ class TrainingLoop:
         )
 
     def _save(self, done: int) -> str | None:
-        """Save on rank 0; the others wait. Returns why it could not be saved, None if it was."""
+        """Save on rank 0 while the others wait, or all together where each has a part of the state. Returns why it
+        could not be saved, None if it was."""
         problem = None
-        if self.runtime.rank == 0:
-            about = {
-                "run": self.folder.name,
-                "algorithm": self.job.algorithm.type,
-                "world_size": self.runtime.world_size,
-                "data": spec_facts(self.spec),
-            }
-            try:
-                self.runtime.before_checkpoint()
-                self.checkpoints.save(done, self.state.state_dict(), about, replace=done in self._unsound)
-            except CheckpointError as error:
-                self._failed_saves += 1
-                problem = str(error)
+        about = {
+            "run": self.folder.name,
+            "algorithm": self.job.algorithm.type,
+            "world_size": self.runtime.world_size,
+            "data": spec_facts(self.spec),
+        }
+        first, replace = self.runtime.rank == 0, done in self._unsound
+        if first:
+            self.runtime.before_checkpoint()
+        try:
+            if self.state.mesh is not None:
+                save_together(self.checkpoints, done, self.state.state_dict(), about, replace=replace)
+            elif first:
+                self.checkpoints.save(done, self.state.state_dict(), about, replace=replace)
+        except CheckpointError as error:
+            self._failed_saves += 1
+            problem = str(error)
+            if first:
                 self.runtime.notice(f"{problem}; training goes on from memory and saves again at the next checkpoint")
                 self.runtime.log({"checkpoint/failed_saves": float(self._failed_saves)}, done)
         if self.runtime.world_size > 1:
@@ -343,14 +360,14 @@ class TrainingLoop:
     def _baselines(self) -> None:
         if not self.job.evaluation:
             return
-        results = self.evaluation.baselines(self.state.algorithm, self._activity(0))
+        results = self.evaluation.baselines(self.state.whole(), self._activity(0))
         if self.runtime.rank == 0:
             self.runtime.log(results, 0)
             self.folder.storage.write_json("baselines.json", results)
 
     def _evaluate(self, done: int, *, at_end: bool) -> dict[str, float]:
         results = self.evaluation.run(
-            self.state.algorithm, done, self.loader.steps_per_epoch, at_end, self._activity(done)
+            self.state.whole(), done, self.loader.steps_per_epoch, at_end, self._activity(done)
         )
         if self.runtime.rank == 0:
             self.runtime.log(results, done)

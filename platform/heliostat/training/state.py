@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from heliostat.config.job import Job
 from heliostat.config.registry import ALGORITHMS
 from heliostat.training.checkpoint import check_architecture
+from heliostat.training.sharding import check_sharding, gathered, mesh_of, shard, spread
 from heliostat_algorithms.algorithm import Algorithm, DataSpec
 from heliostat_algorithms.backbones.batch_norm import synchronize_batch_norm
 from heliostat_algorithms.backbones.checkpointing import checkpoint_blocks
@@ -36,6 +39,7 @@ class TrainingState:
     """
 
     def __init__(self, job: Job, data: DataSpec, device: torch.device, world_size: int) -> None:
+        self._job, self._data = job, data
         algorithm = build_algorithm(job, data)
         if world_size > 1:
             algorithm = synchronize_batch_norm(algorithm, device.type)
@@ -45,9 +49,15 @@ class TrainingState:
             )
         if job.resources.channels_last:
             algorithm = algorithm.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.algorithm: Algorithm = algorithm.to(device)
-        groups = algorithm.parameter_groups()
         self.turns = algorithm.turns(job.algorithm)
+        if job.resources.strategy == "fsdp":
+            check_sharding(algorithm, len({turn.player for turn in self.turns}))
+            if world_size > 1:
+                shard(algorithm, device, world_size, in_two_steps=job.optimization.accumulate > 1)
+        self.algorithm: Algorithm = algorithm.to(device)
+        self.mesh = mesh_of(algorithm)
+        """The workers over which all weights are spread, each holding some rows; None where each holds everything."""
+        groups = algorithm.parameter_groups()
         """The updates of a step."""
         self.players = {
             turn.player: [p for g in groups if g.player == turn.player for p in g.parameters] for turn in self.turns
@@ -94,7 +104,33 @@ class TrainingState:
             InputError: it is of another architecture.
         """
         check_architecture(self.algorithm.state_dict(), state["algorithm"], where)
-        self.algorithm.load_state_dict(state["algorithm"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        weights, optimizer = state["algorithm"], state["optimizer"]
+        if self.mesh is not None:
+            weights, optimizer = self._spread(weights, optimizer, self.mesh)
+        self.algorithm.load_state_dict(weights)
+        self.optimizer.load_state_dict(optimizer)
         self.scaler.load_state_dict(state["scaler"])
         self.collapsed_points = state["collapsed_points"]
+
+    def _spread(
+        self, weights: Mapping[str, Any], optimizer: Mapping[str, Any], mesh: DeviceMesh
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Of a saved state what this worker holds: of parameters, and of what the optimiser knows of each of their
+        elements."""
+        own = self.algorithm.state_dict()
+        placed = {n: spread(x, mesh) if isinstance(own[n], DTensor) else x for n, x in weights.items()}
+        shapes = [p.shape for group in self.optimizer.param_groups for p in group["params"]]
+        known = {
+            number: {name: spread(x, mesh) if x.shape == shapes[number] else x for name, x in values.items()}
+            for number, values in optimizer["state"].items()
+        }
+        return placed, {**optimizer, "state": known}
+
+    def whole(self) -> Algorithm:
+        """The algorithm with all of its weights on this worker; where they are spread, a copy, for which all workers
+        ask together."""
+        if self.mesh is None:
+            return self.algorithm
+        algorithm = build_algorithm(self._job, self._data).to(next(self.algorithm.parameters()).device)
+        algorithm.load_state_dict(gathered(self.algorithm.state_dict()))
+        return algorithm

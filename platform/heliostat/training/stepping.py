@@ -18,6 +18,7 @@ from heliostat.training.profiling import Phase, Profiler
 from heliostat.training.runtime import Runtime
 from heliostat.training.state import TrainingState
 from heliostat_algorithms.algorithm import Batch, Clock, Inputs, Step
+from heliostat_algorithms.collectives import norms, own_part
 from heliostat_algorithms.comparing import Comparing
 from heliostat_algorithms.randomness import Random
 
@@ -63,8 +64,8 @@ class Stepper:
     def _parallel(self, player: str) -> nn.Module:
         """The algorithm as it runs in the turns of a player, whose gradients alone are averaged over workers."""
         algorithm = self.state.algorithm
-        if self.runtime.world_size == 1:
-            return algorithm
+        if self.runtime.world_size == 1 or self.state.mesh is not None:
+            return algorithm  # alone, or with its own way of averaging
         # Looking for unused parameters also keeps DDP from regrouping its buckets after the first step. With three
         # workers or more the grouping decides the order of a sum, so a resumed run would differ from an uninterrupted
         # one in the last bit.
@@ -155,13 +156,12 @@ class Stepper:
         """Shorten gradients to the job's limit, if it has one. Returns the norm of the whole gradient before."""
         limit, per = self.job.optimization.clip_gradient_norm, self.job.optimization.clip_per
         parameters = [p for p in self.state.algorithm.trainable() if p.grad is not None]
-        norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
-        total: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)))
-        if limit is not None and per == "all":
-            nn.utils.clip_grads_with_norm_(parameters, limit, total, foreach=True)
-        elif limit is not None:
-            for parameter, norm in zip(parameters, norms, strict=True):
-                nn.utils.clip_grads_with_norm_([parameter], limit, norm)
+        gradients = [own_part(p.grad) for p in parameters if p.grad is not None]
+        lengths = norms(gradients, parameters)
+        total: Tensor = torch.linalg.vector_norm(lengths)
+        if limit is not None:
+            factors = (limit / ((total if per == "all" else lengths) + 1e-6)).clamp(max=1)
+            torch._foreach_mul_(gradients, factors if per == "all" else list(factors.unbind()))
         return total
 
     def _parts(self, step: int, minibatch: int) -> Iterator[tuple[Batch, range]]:
@@ -182,7 +182,8 @@ class Stepper:
 
 
 def _unsynchronised(module: nn.Module) -> AbstractContextManager[object]:
-    """Gradients of all parts but the last stay on the worker: their sum is reduced once."""
+    """Gradients of all parts but the last stay on the worker: their sum is reduced once. Not where weights are spread:
+    whole gradients are what their workers have no room for."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
