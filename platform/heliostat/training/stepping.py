@@ -16,6 +16,7 @@ from heliostat.data.loader import Loader
 from heliostat.training.gradient_cache import Ways, cached_backward
 from heliostat.training.profiling import Phase, Profiler
 from heliostat.training.runtime import Runtime
+from heliostat.training.sharding import blocks
 from heliostat.training.state import TrainingState
 from heliostat_algorithms.algorithm import Batch, Clock, Inputs, Step
 from heliostat_algorithms.collectives import norms, own_part
@@ -58,8 +59,12 @@ class Stepper:
 
     def _compile(self) -> None:
         if self.job.resources.compile:
-            for part in self.state.algorithm.children():
-                part.compile()  # in place: the names of parameters stay those of the paper's modules
+            for network in _called(self.state.algorithm):
+                # A network by itself; its blocks as well, where it is asked for something else than its forward pass.
+                for part in (network, *blocks(network)):
+                    # In place: the names of parameters stay those of the paper's modules. Not by ``part.compile()``,
+                    # which does nothing, and says nothing, where ``forward`` is torch's own, as a Sequential's is.
+                    part.forward = torch.compile(part.forward)
 
     def _parallel(self, player: str) -> nn.Module:
         """The algorithm as it runs in the turns of a player, whose gradients alone are averaged over workers."""
@@ -179,6 +184,15 @@ class Stepper:
     def _autocast(self) -> AbstractContextManager[object]:
         dtype = _DTYPES.get(self.job.optimization.precision)
         return nullcontext() if dtype is None else torch.autocast(self.runtime.device.type, dtype)
+
+
+def _called(module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost modules inside that have a forward pass; others only hold some together."""
+    for child in module.children():
+        if type(child).forward is nn.Module.forward:
+            yield from _called(child)
+        else:
+            yield child
 
 
 def _unsynchronised(module: nn.Module) -> AbstractContextManager[object]:
