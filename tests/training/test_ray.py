@@ -167,13 +167,28 @@ def test_ctrl_c_saves_says_how_to_resume_and_changes_nothing(home: Home, uninter
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["simclr-v2-memory", "moco", "moco-v3-vit", "dino", "dinov2"])
-def test_a_killed_worker_changes_nothing_of_any_method(tmp_path: Path, method: str) -> None:
-    """Queues, teachers and centres come back with the weights: two workers, one of them killed by SIGKILL."""
+@pytest.mark.parametrize(
+    ("method", "strategy"),
+    [
+        ("simclr-v2-memory", "ddp"),
+        ("moco", "ddp"),
+        ("moco-v3-vit", "ddp"),
+        ("dino", "ddp"),
+        ("dinov2", "ddp"),
+        ("mae", "ddp"),
+        ("ijepa", "ddp"),
+        ("vjepa", "ddp"),
+        ("moco-v3-vit", "fsdp"),
+    ],
+)
+def test_a_killed_worker_changes_nothing_of_any_method(tmp_path: Path, method: str, strategy: str) -> None:
+    """Queues, teachers and centres come back with the weights, each worker's own or what it holds of them: two workers,
+    one of them killed by SIGKILL."""
     text = runpy.run_path(str(Path(__file__).with_name("methods.py")))["job_text"](method, "")
     changes = [
         "resources.runtime=ray",
         "resources.workers=2",
+        f"resources.strategy={strategy}",
         "optimization.steps=40",
         "tracking.uri=sqlite:///mlflow.db",
     ]
