@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util import get_current_placement_group
 
 from heliostat.errors import InputError
 from heliostat.reinforcement.crew import Member, MemberLost, Resources, Role
@@ -54,12 +55,16 @@ class RayCrew:
     def hire(self, member: Member, make: Callable[[], Any], resources: Resources) -> None:
         """Start an actor; returns before it has started."""
         self.dismiss(member)
+        # Memory and environments are shared out over the nodes; learners, who talk to one another, stay together. Any
+        # strategy, "DEFAULT" as well, would take the actor out of what a sweep has reserved for its trial, where it
+        # waits for ever if nothing else is free.
+        reserved = get_current_placement_group() is not None
+        strategy = "SPREAD" if member.role in ("shard", "rollout") and not reserved else None
         post = cast("Any", _Post).options(
             num_cpus=resources.cpus,
             num_gpus=resources.gpus,
             max_restarts=0,
-            # Memory and environments are shared out over the nodes; learners, who talk to one another, stay together.
-            scheduling_strategy="SPREAD" if member.role in ("shard", "rollout") else "DEFAULT",
+            scheduling_strategy=strategy,
         )
         actor = post.remote(make, resources.threads, str(member))
         self._actors[member.role, member.index], self._lives[member.role, member.index] = actor, actor.live.remote()
