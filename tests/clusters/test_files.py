@@ -276,6 +276,36 @@ def test_rendered_files_check_and_carry_the_job(tmp_path: Path) -> None:
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("status", "restarts", "again"),
+    [(0, None, False), (1, None, False), (75, None, True), (75, 9, True), (75, 10, False)],
+)
+def test_a_job_of_slurm_is_queued_again_only_where_it_pays(
+    tmp_path: Path, status: int, restarts: int | None, again: bool
+) -> None:
+    """The script itself, with commands of Slurm that note what they are asked and end as a run would."""
+    plan = digits(*PLACES, run="one")
+    (tmp_path / "job.sbatch").write_text(rendering.slurm(plan, rendering.shape(plan)))
+    commands = {
+        "srun": f'[[ $* == *hostname* ]] && echo 10.0.0.1 || {{ echo "srun $*" >> asked; exit {status}; }}',
+        "scontrol": '[[ $1 == show ]] && echo one || echo "scontrol $*" >> asked',
+    }
+    for name, does in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "one", "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_PER_TASK": "1"}
+    if restarts is not None:
+        slurm["SLURM_RESTART_COUNT"] = str(restarts)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    ended = subprocess.run(
+        ["bash", "job.sbatch"], cwd=tmp_path, env={**os.environ, **slurm, "PATH": path}, check=False, timeout=60
+    )
+    assert ended.returncode == status
+    started, *queued = (tmp_path / "asked").read_text().splitlines()
+    assert "ray symmetric-run --address 10.0.0.1:6379" in started
+    assert queued == (["scontrol requeue 7"] if again else [])
+
+
 def test_against_kuberays_own_definitions() -> None:
     """Set HELIOSTAT_KUBERAY_CRDS to a folder with ray.io_rayjobs.yaml of KubeRay 1.7."""
     folder = os.environ.get("HELIOSTAT_KUBERAY_CRDS")

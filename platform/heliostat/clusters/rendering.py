@@ -154,6 +154,9 @@ def _kubernetes_name(run: str) -> str:
     return re.sub(r"[^a-z0-9-]+", "-", run.lower()).strip("-")[:40].strip("-")
 
 
+_SLURM_RETRIES = 10
+"""How often a job that lost a part of itself is queued again."""
+
 _SCRIPT = """\
 #!/bin/bash
 # sbatch FILE   starts the run {run} on {nodes} node(s); scancel --signal=TERM JOB saves a checkpoint and ends it
@@ -180,10 +183,18 @@ address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | a
 
 # The first node runs the command, all of them are Ray nodes until it ends. A job that is queued again after a lost node
 # goes on from its newest checkpoint.
+status=0
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --export=ALL \\
     ray symmetric-run --address "$address:6379" --min-nodes "$SLURM_JOB_NUM_NODES" \\
     --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus={gpu_count} --disable-usage-stats \\
-    -- {command}
+    -- {command} || status=$?
+
+# Slurm tries again by itself after a lost node; after other losses, of which the run says that another try pays (75), it
+# is asked to, {retries} times at most.
+if [[ $status == 75 && ${{SLURM_RESTART_COUNT:-0}} -lt {retries} ]]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
 """
 
 
@@ -205,6 +216,7 @@ def slurm(plan: Plan, nodes: Shape, *, hours: float | None = None) -> str:
         cpus=nodes.cpus,
         gpus=f"#SBATCH --gpus-per-node={nodes.gpus}\n" if nodes.gpus else "",
         gpu_count=nodes.gpus,
+        retries=_SLURM_RETRIES,
         time=f"{minutes // 60:02d}:{minutes % 60:02d}:00",
         command=command,
     )
