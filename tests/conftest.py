@@ -6,7 +6,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +17,11 @@ import torch.distributed as dist
 
 Results: TypeAlias = list[dict[str, Any]]
 OnWorkers: TypeAlias = Callable[..., Results]
+
+# Where a token is stored on the machine, Ray would turn tokens on in this process, for good, as soon as it starts or
+# asks a cluster; nodes that later tests start without one could not answer to it. Tests of tokens say so to the
+# processes that they start.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 SECONDS = 60
 """A worker that waits longer for the others has hung."""
@@ -33,18 +38,6 @@ def work(folder: str, world_size: int, rank: int, file: str, function: str, argu
     torch.save(result, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
-
-
-@pytest.fixture(autouse=True)
-def ray_as_it_was() -> Iterator[None]:
-    """Asking a cluster turns Ray's tokens on in this process, where one is stored on the machine; the nodes that later
-    tests start would demand it of clients that have settled on none."""
-    before = os.environ.get("RAY_AUTH_MODE")
-    yield
-    if before is None:
-        os.environ.pop("RAY_AUTH_MODE", None)
-    else:
-        os.environ["RAY_AUTH_MODE"] = before
 
 
 @pytest.fixture
