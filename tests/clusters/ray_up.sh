@@ -26,6 +26,7 @@ ip link set lo up
 ip link add site type bridge
 ip addr add 10.0.0.1/24 dev site
 ip link set site up
+ip route add default dev site
 
 # A root file system: this machine's, with changes of its own.
 root_of() {
@@ -38,6 +39,7 @@ root_of() {
     mkdir -p "$root"/{shared,run/sshd,etc/heliostat,etc/ssh,root/.ssh}
     mount --bind "$site/shared" "$root/shared"
     ln -sfn "$environment" "$root/opt/heliostat"
+    ln -sfn /opt/heliostat/bin/ray "$root/usr/local/bin/ray"
     install -m 600 "$site/token" "$root/etc/heliostat/auth_token"
     install -m 600 "$site/key.pub" "$root/root/.ssh/authorized_keys"
     install -m 600 "$site/key" "$root/root/.ssh/id_ed25519"
@@ -56,6 +58,7 @@ host() {
         mount -t proc proc $site/$name/root/proc
         until ip link show dev eth0 > /dev/null 2>&1; do sleep 0.1; done
         ip link set lo up; ip addr add $address/24 dev eth0; ip link set eth0 up
+        ip route add default via 10.0.0.1  # by which Ray finds out its own address; nothing is there
         exec chroot $site/$name/root $(command -v sshd) -D -e -f /dev/null -h /etc/ssh/host_key -o UsePAM=no -o PidFile=none \
             -o PermitRootLogin=prohibit-password -o ListenAddress=$address -o SetEnv=PATH=$PATH" > "$site/$name/log" 2>&1 &
     local keeper=$! inside
@@ -95,6 +98,10 @@ grep -q '0.0/4.0 CPU' /tmp/status
 ls /shared/runs/over-ssh/checkpoints
 \$heliostat jobs list --cluster /tmp/on-premises.yaml
 \$heliostat cluster down /tmp/on-premises.yaml --yes
+for address in 10.0.0.10 10.0.0.11 10.0.0.12; do
+    left=\$(ssh -o StrictHostKeyChecking=no -o LogLevel=ERROR root@\$address pgrep --list-full "'raylet|gcs_server'" || true)
+    [[ -z \$left ]] || { echo "Ray still works on \$address: \$left"; exit 1; }
+done
 END
 chroot "$site/desk/root" bash /tmp/work.sh && echo "ray up, submit and ray down: all of it worked" || {
     tail -n 20 "$site"/{head,one,two}/log

@@ -72,6 +72,7 @@ def test_there_is_one_of_each_kind() -> None:
         ("aws.yaml", "RAY_AUTH_MODE=token ray start --head", "ray start --head", "anybody who reaches this node"),
         ("on-premises.yaml", "RAY_AUTH_TOKEN_PATH=/etc/heliostat/auth_token ray start --h", "RAY_AUTH_TOKEN=a",
          "RAY_AUTH_TOKEN stands in the file"),
+        ("on-premises.yaml", "RAY_enable_autoscaler_v2=0", "", "never starts the last one"),
         ("on-premises.yaml", "tracking: http://127", "tracking: http://me:pw@127", "an address with a password"),
         ("on-premises.yaml", "output: /shared", "outptu: /shared", "Did you mean 'output'?"),
         ("on-premises.yaml", "cluster_name: heliostat", "cluster_name: [", "not valid YAML"),

@@ -98,6 +98,7 @@ def test_two_and_four_workers_over_the_nodes(nodes: Any) -> None:
     assert nodes.token not in json.dumps(run.data.tags)
     listed = json.loads(nodes.done("jobs", "list", "--json"))
     assert {(job["id"], job["status"], job["run"]) for job in listed} >= {("four.1", "SUCCEEDED", "four")}
+    assert "CPU" in nodes.done("cluster", "status")  # at the address that the environment names
     again = nodes.done("submit", "simclr.yaml", *nodes.places, "--name", "four", code=2)
     assert "was submitted before" in again
     finished = nodes.done("submit", "simclr.yaml", *nodes.places, GENTLE, "--name", "four", "--continue")

@@ -36,6 +36,7 @@ def check(
     from dataclasses import asdict
 
     from rich.console import Console
+    from rich.markup import escape
 
     from heliostat.clusters.checking import check as look
     from heliostat.clusters.cluster_file import read
@@ -64,7 +65,7 @@ def check(
         return
     console = Console(highlight=False, soft_wrap=True)
     for remark in remarks:
-        console.print(f"[bold yellow]note[/]: {remark}")
+        console.print(f"[bold yellow]note[/]: {escape(str(remark))}")
     for group in found.nodes:
         count = f"{group.least}" if group.least == group.most else f"{group.least} to {group.most}"
         has = ", ".join(
@@ -72,7 +73,7 @@ def check(
             for number, kind in ((group.cpus, "CPUs"), (group.gpus, "GPUs"))
         )
         console.print(f"  {group.name}: {count} x {has}")
-    console.print(f"[bold green]valid[/]: {file}" + (f", and {job} fits" if job else ""))
+    console.print(f"[bold green]valid[/]: {escape(str(file))}" + (f", and {escape(str(job))} fits" if job else ""))
 
 
 @app.command()
@@ -122,10 +123,28 @@ def down(file: _File, yes: _Yes = False) -> None:
 
 
 @app.command()
-def status(file: _File) -> None:
-    """Show a cluster's nodes and what is asked of them by Ray's own command, which is printed."""
-    _startable(file)
-    _run(["exec", str(file), "ray status"])
+def status(
+    file: Annotated[Path | None, typer.Argument(help="A file for ray up.", show_default=False)] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="The cluster's dashboard. [default: $RAY_API_SERVER_ADDRESS, else $RAY_ADDRESS]"),
+    ] = None,
+) -> None:
+    """Show a cluster's nodes and what is asked of them, as ``ray status`` does on one of them.
+
+    From its dashboard, which needs neither Ray's command nor the token's file on the head node's own path.
+    """
+    import sys
+
+    from heliostat.clusters.jobs import Jobs
+    from heliostat.clusters.tunnel import reached
+    from heliostat.errors import InputError, Problem
+
+    if file is not None and address is not None:
+        raise InputError(Problem("give a file or --address, not both", "command line"))
+    found = _startable(file) if file is not None else None
+    with reached(found, address, lambda line: print(line, file=sys.stderr)) as there:
+        print(Jobs(there).nodes())
 
 
 def _startable(file: Path) -> ClusterFile:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -105,7 +106,7 @@ class Display:
             self._last_line, self._last = time.monotonic(), (progress.activity, progress.step)
             share = progress.step / progress.total_steps
             where = f"step {progress.step}/{progress.total_steps} ({share:.0%})"
-            self.console.print(f"{progress.activity}: {where} {_numbers(progress)}".rstrip())
+            self.console.print(f"{progress.activity}: {where} {_numbers(progress)}".rstrip(), markup=False)
 
     def _worth_a_line(self, progress: RunProgress) -> bool:
         """In a log: every new activity, and news of an old one now and then; no news once a minute."""
@@ -128,17 +129,18 @@ class Display:
             self.console.print(f"[bold green]finished[/] {run.name} in {minutes} min {seconds} s")
         elif outcome.status == "interrupted":
             saved = outcome.message or f"checkpoint of step {outcome.step} saved"
-            self.console.print(f"[bold yellow]interrupted[/]: {saved}. Continue with:")
-            self.console.print(f"  {_program()} resume {_relative(resume) if resume else where}", soft_wrap=True)
+            self.console.print(f"[bold yellow]interrupted[/]: {escape(saved)}. Continue with:")
+            what = _relative(resume) if resume else where
+            self.console.print(f"  {_program()} resume {what}", soft_wrap=True, markup=False)
         else:
             self.console.print(Text.assemble(("failed: ", "bold red"), outcome.message), soft_wrap=True)
         uri = display_uri(finished.tracking_uri)
         if finished.tracking.pending:
-            unsent = f"{finished.tracking.pending} records could not be sent to {uri}"
-            self.console.print(f"[bold yellow]note[/]: {unsent}; they are kept in {where}", soft_wrap=True)
-        self.console.print(f"  files     {where}", soft_wrap=True)
+            unsent = f"{finished.tracking.pending} records could not be sent to {uri}; they are kept in {where}"
+            self.console.print(f"[bold yellow]note[/]: {escape(unsent)}", soft_wrap=True)
+        self.console.print(f"  files     {where}", soft_wrap=True, markup=False)
         self.console.print(f"  compare   {_program()} compare {run.name}", soft_wrap=True)
-        self.console.print(f"  MLflow    {_program()} ui    ({uri})", soft_wrap=True)
+        self.console.print(f"  MLflow    {_program()} ui    ({uri})", soft_wrap=True, markup=False)
 
     @staticmethod
     def leave(finished: Finished) -> None:

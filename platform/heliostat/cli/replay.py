@@ -20,6 +20,7 @@ def replay(
     import json as json_module
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from heliostat.training.replay import replay_step
@@ -43,4 +44,4 @@ def replay(
         table.add_row(gradient.parameter, f"{gradient.norm:.4g}", "yes" if gradient.finite else "[bold red]no[/]")
     console.print(table)
     if report.anomaly:
-        console.print(f"[bold red]not finite[/]: {report.anomaly}", soft_wrap=True)
+        console.print(f"[bold red]not finite[/]: {escape(str(report.anomaly))}", soft_wrap=True)

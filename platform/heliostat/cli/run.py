@@ -225,4 +225,4 @@ def show_profile(console: Console, folder: RunFolder) -> None:
         f"peak memory {found['peak_memory_bytes'] / 2**20:,.0f} MiB; trace in {folder.storage.uri}/trace.json.gz"
     )
     for advice in found["advice"]:
-        console.print(f"advice: {advice}", soft_wrap=True)
+        console.print(f"advice: {advice}", soft_wrap=True, markup=False)

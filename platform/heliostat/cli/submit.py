@@ -52,7 +52,10 @@ def submit(
     The cluster needs heliostat's dependencies: its image has them, or --install. Ctrl-C leaves the job running and says
     how to come back to it and how to stop it.
     """
+    from functools import partial
+
     from rich.console import Console
+    from rich.markup import escape
 
     from heliostat.clusters import submission
     from heliostat.clusters.cluster_file import Site, read
@@ -83,17 +86,17 @@ def submit(
             problems, remarks = check_fit(demands(each), file.nodes)
             require(problems)
             for remark in remarks:
-                console.print(f"[bold yellow]note[/]: {remark.what}")
-    with reached(file, address, console.print) as there:
+                console.print(f"[bold yellow]note[/]: {escape(remark.what)}")
+    with reached(file, address, partial(console.print, markup=False)) as there:
         jobs = Jobs(there)
         for lack in submission.short_of(jobs, plan):
-            console.print(f"[bold yellow]note[/]: {lack}")
+            console.print(f"[bold yellow]note[/]: {escape(str(lack))}")
         attempt = submission.next_attempt(jobs, plan, goes_on=continue_)
         goes_on = continue_
         while True:
             identity, shipment = submission.submit(jobs, plan, attempt, goes_on=goes_on)
             size = ", ".join(f"{part} {count / 1e3:.0f} kB" for part, count in shipment.sizes.items())
-            console.print(f"[bold green]submitted[/] {identity}: {plan.entrypoint(goes_on=goes_on)}")
+            console.print(f"[bold green]submitted[/] {identity}: {escape(plan.entrypoint(goes_on=goes_on))}")
             console.print(f"  shipped   {shipment.bytes / 1e6:.2f} MB at most ({size})")
             if not wait:
                 _leave(console, None, plan, identity, json=json)
@@ -112,6 +115,7 @@ def submit(
 def _followed(console: Console, connect: object, identity: str, *, patient: bool) -> Submission | None:
     """The job's output until it ends; Ctrl-C leaves it."""
     import sys
+    from functools import partial
 
     from heliostat.clusters import submission
 
@@ -122,7 +126,7 @@ def _followed(console: Console, connect: object, identity: str, *, patient: bool
 
     try:
         patience = submission.PATIENCE_SECONDS if patient else submission.IMPATIENCE_SECONDS
-        return submission.follow(connect, identity, write, console.print, patience)  # type: ignore[arg-type]
+        return submission.follow(connect, identity, write, partial(console.print, markup=False), patience)  # type: ignore[arg-type]
     except KeyboardInterrupt:
         console.print(f"\n[bold yellow]left[/]: job {identity} goes on without this terminal.")
         console.print(f"  follow it again   heliostat jobs logs {identity} --follow")
@@ -134,6 +138,8 @@ def _leave(console: Console, ended: Submission | None, plan: Plan, identity: str
     """Say how it ended, and exit as the run did."""
     import json as json_module
     import sys
+
+    from rich.markup import escape
 
     status = ended.status if ended is not None else "SUBMITTED"
     if json:
@@ -149,10 +155,10 @@ def _leave(console: Console, ended: Submission | None, plan: Plan, identity: str
     if status == "STOPPED":
         console.print(
             f"[bold yellow]stopped[/]: run {plan.run}; "
-            f"go on with: heliostat submit {plan.job} --name {plan.run} --continue"
+            f"go on with: heliostat submit {escape(str(plan.job))} --name {plan.run} --continue"
         )
         sys.exit(130)
-    console.print(f"[bold red]failed[/]: {ended.message.strip()}")
+    console.print(f"[bold red]failed[/]: {escape(ended.message.strip())}")
     if "No module named" in ended.message:
         console.print("The cluster lacks a package: use an image that has heliostat's dependencies, or --install.")
     sys.exit(ended.exit_code if ended.exit_code in (1, 2, 130) else 1)

@@ -64,8 +64,10 @@ class SweepDisplay:
 
     def show(self, study: Study, notices: list[str]) -> None:
         """The newest state."""
+        from rich.markup import escape
+
         for notice in notices[self._notices :]:
-            self.console.print(f"[bold yellow]note:[/] {notice}", soft_wrap=True)
+            self.console.print(f"[bold yellow]note:[/] {escape(notice)}", soft_wrap=True)
         self._notices = len(notices)
         if self._live is not None:
             self._live.update(table(study))
@@ -73,25 +75,30 @@ class SweepDisplay:
         for trial in list(study.trials.values()):
             if trial.status != self._told.get(trial.name, "waiting"):
                 self._told[trial.name] = trial.status
-                self.console.print(f"{trial.name}: {trial.status} {_values(trial)} {_metric(study, trial)}".rstrip())
+                self.console.print(
+                    f"{trial.name}: {trial.status} {_values(trial)} {_metric(study, trial)}".rstrip(), markup=False
+                )
         if time.monotonic() - self._line > 30:
             self._line = time.monotonic()
             self.console.print(_summary(study))
 
     def finished(self, swept: Swept) -> None:
         """How it ended, and what can be done next; exits as it ended."""
+        from rich.markup import escape
+
         study, folder = swept.study, swept.folder.storage.uri
         self.console.print(table(study))
         if swept.best is not None:
             first = swept.best.trials[0]
-            self.console.print(f"best: {first.name}, {study.sweep.metric} = {swept.best.value:.6g}; {_values(first)}")
-            self.console.print(f"  run it    heliostat run {folder}/best.yaml", soft_wrap=True)
+            what = f"{first.name}, {study.sweep.metric} = {swept.best.value:.6g}; {_values(first)}"
+            self.console.print(f"best: {what}", markup=False)
+            self.console.print(f"  run it    heliostat run {folder}/best.yaml", soft_wrap=True, markup=False)
         if swept.status == "interrupted":
             what = "interrupted: running trials saved their checkpoints. Continue with:"
-            self.console.print(f"[bold yellow]{what}[/]\n  heliostat resume {folder}", soft_wrap=True)
+            self.console.print(f"[bold yellow]{what}[/]\n  heliostat resume {escape(folder)}", soft_wrap=True)
         elif swept.status == "failed":
-            self.console.print(f"[bold red]failed:[/] {swept.message}", soft_wrap=True)
-        self.console.print(f"  files     {folder}", soft_wrap=True)
+            self.console.print(f"[bold red]failed:[/] {escape(str(swept.message))}", soft_wrap=True)
+        self.console.print(f"  files     {folder}", soft_wrap=True, markup=False)
         code = {"finished": 0, "failed": 1, "interrupted": 130}[swept.status]
         if code:
             sys.exit(code)

@@ -24,6 +24,7 @@ def validate(
     import json as json_module
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.syntax import Syntax
 
     from heliostat.config.loading import dump, load, load_document
@@ -57,7 +58,7 @@ def validate(
             console.rule(f"stage {name}", align="left")
         text = dump(each, console.width - 12)
         console.print(Syntax(text, "yaml", theme="ansi_dark", background_color="default"))
-    console.print(f"[bold green]valid[/]: {job}", highlight=False)
+    console.print(f"[bold green]valid[/]: {escape(str(job))}", highlight=False)
 
 
 def check_sweep(document: Document, *, data: bool) -> None:

@@ -93,7 +93,23 @@ def _ray_up(file: ClusterFile) -> tuple[list[Problem], list[Problem]]:
     if not problems:
         problems += [Problem(said, file.where(*path)) for said, path in _said_by_ray(config)]
     problems += _unauthenticated(file)
+    if provider.get("worker_ips"):
+        problems += _miscounted(file)
     return problems, remarks
+
+
+def _miscounted(file: ClusterFile) -> list[Problem]:
+    """Seen with Ray 2.60: in a list of machines, head and workers are of one type, of which its newer autoscaler
+    starts as many as there are workers, the head being one."""
+    commands = file.documents[0].get("head_start_ray_commands")
+    starting = [each for each in commands if "ray start" in str(each)] if isinstance(commands, list) else []
+    if not starting or any("RAY_enable_autoscaler_v2=0" in command for command in starting):
+        return []
+    what = (
+        "Ray's newer autoscaler takes the head for one of the workers, and never starts the last one; start the head "
+        "with RAY_enable_autoscaler_v2=0 ray start ..."
+    )
+    return [Problem(f"head_start_ray_commands: {what}", file.where("head_start_ray_commands"))]
 
 
 def _providers() -> list[str]:

@@ -155,6 +155,20 @@ class Jobs:
         except (ValueError, KeyError, TypeError, IndexError):
             return {}
 
+    def nodes(self) -> str:
+        """The cluster's nodes, what they have, and what is asked of them, in Ray's own words.
+
+        Raises:
+            RunError: the dashboard does not tell.
+        """
+        with self._asking():
+            answer = self.client._do_request("GET", "/api/cluster_status?format=1")
+        try:
+            return str(answer.json()["data"]["clusterStatus"]).strip()
+        except (ValueError, KeyError, TypeError):
+            what = f"{display_uri(self.address)} does not tell of its nodes (status {answer.status_code})"
+            raise RunError(what) from None
+
     def logs(self, submission_id: str) -> str:
         """What a job has printed so far."""
         with self._asking():

@@ -189,8 +189,8 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --export=ALL
     --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus={gpu_count} --disable-usage-stats \\
     -- {command} || status=$?
 
-# Slurm tries again by itself after a lost node; after other losses, of which the run says that another try pays (75), it
-# is asked to, {retries} times at most.
+# Slurm tries again by itself after a lost node; after other losses, of which the run says that another try pays (75),
+# it is asked to, {retries} times at most.
 if [[ $status == 75 && ${{SLURM_RESTART_COUNT:-0}} -lt {retries} ]]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi

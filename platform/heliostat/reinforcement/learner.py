@@ -88,6 +88,9 @@ class Learner:
 
     def join(self, address: str) -> None:
         """Meet the other learners; returns when all are there."""
+        from heliostat.training.ray_cluster import listen_where_ray_does
+
+        listen_where_ray_does()
         backend = "nccl" if self._device.type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=address, rank=self._rank, world_size=self._world_size)
 

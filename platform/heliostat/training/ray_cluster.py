@@ -41,6 +41,17 @@ def connect(cpus: float, gpus: float, who: str) -> None:
         raise InputError(Problem(what, "resources"))
 
 
+def listen_where_ray_does() -> None:
+    """Before gloo connects workers: it would listen at whatever the host's own name stands for, which is loopback on
+    many hosts (Debian writes 127.0.1.1), so that workers on other nodes could not reach it. Ray knows better."""
+    import psutil
+
+    own = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(address.address == own for address in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
 _JOIN_SECONDS = 60.0
 """How long nodes that were lost, or are just starting, may take to join a cluster that does not grow by itself."""
 

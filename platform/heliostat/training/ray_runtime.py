@@ -20,6 +20,7 @@ import torch
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from heliostat.config.job import Job
@@ -110,6 +111,20 @@ def _work(config: dict[str, Any]) -> None:
             runtime.conclude(Outcome("failed", 0, str(error)))
 
 
+class _Backend(_TorchBackend):
+    """Ray's own, whose workers can reach one another also where a host does not know its own address."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(ray_cluster.listen_where_ray_does)
+        super().on_start(worker_group, backend_config)
+
+
+class _Collectives(TorchConfig):
+    @property
+    def backend_cls(self) -> type[_Backend]:
+        return _Backend
+
+
 def connect(job: Job) -> None:
     """Join or start Ray for a job's workers.
 
@@ -169,7 +184,7 @@ class RayRun:
                 use_gpu=resources.gpus_per_worker > 0,
                 resources_per_worker=per_worker,
             ),
-            torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
+            torch_config=_Collectives(timeout_s=_COLLECTIVE_TIMEOUT_S),
             run_config=RunConfig(
                 name="ray",
                 storage_path=folder.storage.uri,
