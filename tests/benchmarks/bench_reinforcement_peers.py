@@ -51,7 +51,7 @@ name: bench
 algorithm: {type: dqn, prioritization: {}, epsilon: {type: constant, value: 1}}
 environment: {type: atari, game: pong}
 rollout: {environments: 8, calls: 8, broadcast_updates: 8}
-replay: {capacity: 20000, minimum: 500, samples_per_insert: 8, prefetch: 8}
+replay: {capacity: 20000, minimum: 500, samples_per_insert: 8, prefetch: 16}
 resources: {cpus_per_learner: 2}
 optimization: {optimizer: {type: adam, learning_rate: 1.0e-4}, batch_size: 32, steps: 100000000}
 evaluation: {episodes: 1, max_steps: 1}

@@ -26,15 +26,22 @@ class _Post:
     def __init__(self, make: Callable[[], Any], threads: int, name: str) -> None:
         import torch
 
-        self._name = name
-
-        torch.set_num_threads(threads)
+        self._name, self._threads = name, threads
+        # Ray calls this in another thread than the methods. Had that one several threads of OpenMP too, there would be
+        # more than cores, so that GNU's OpenMP would let threads sleep between operations: a quarter of an update's time.
+        torch.set_num_threads(1)
         self._object = make()
+        self._ready = False
 
     def __repr__(self) -> str:
         return self._name  # with which Ray marks its lines in logs, and shows it in its dashboard
 
     def do(self, method: str, *arguments: Any) -> Any:
+        if not self._ready:
+            import torch
+
+            torch.set_num_threads(self._threads)
+            self._ready = True
         return getattr(self._object, method)(*arguments)
 
     @ray.method(concurrency_group="life")
