@@ -28,7 +28,8 @@ class _Post:
 
         self._name, self._threads = name, threads
         # Ray calls this in another thread than the methods. Had that one several threads of OpenMP too, there would be
-        # more than cores, so that GNU's OpenMP would let threads sleep between operations: a quarter of an update's time.
+        # more than cores, so that GNU's OpenMP would let threads sleep between operations: an update would take a
+        # third longer.
         torch.set_num_threads(1)
         self._object = make()
         self._ready = False
