@@ -35,6 +35,7 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
+import torch
 
 
 def recorded(place, make):
@@ -100,11 +101,17 @@ class Unsteady(gymnasium.Env):
 class Plain:
     """A member that does as it is told."""
 
+    def __init__(self):
+        self.made_with = torch.get_num_threads()
+
     def answer(self, value):
         return value
 
     def pair(self):
         return 1, 2
+
+    def threads(self):
+        return self.made_with, torch.get_num_threads()
 
     def fail(self, message):
         raise ValueError("first line\\\\n" + message)
@@ -378,6 +385,16 @@ def test_simulations_that_are_slow_and_hang_at_random(small: MakeJob, run: Any, 
     # 32 steps are one call of both.
     plays = [told.crew.asked["rollout", number, "play"] for number in range(2)]
     assert min(plays) > 600 / 32 / 4, plays
+
+
+def test_an_actor_computes_with_its_threads_and_is_made_with_one(helpers: Any) -> None:
+    """Two of Ray's threads would have some each otherwise, and more than there are cores are slow."""
+    crew, learner = RayCrew(), Member("learner", 0, 0)
+    crew.hire(learner, helpers.Plain, Resources(cpus=3.5))
+    try:
+        assert [crew.get(crew.ask(learner, "threads")) for _ in range(2)] == [(1, 3)] * 2
+    finally:
+        crew.close()
 
 
 def test_what_the_crew_says_of_its_members(helpers: Any) -> None:

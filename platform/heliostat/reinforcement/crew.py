@@ -95,7 +95,7 @@ class LocalCrew:
     def hire(self, member: Member, make: Callable[[], Any], resources: Resources) -> None:
         """Make the object; nothing but its threads is taken from ``resources``."""
         self._threads[member.role, member.index] = resources.threads
-        self._use_threads_of(member)
+        torch.set_num_threads(1)  # as actors are made
         self._members[member.role, member.index] = make()
 
     def ask(self, member: Member, method: str, *arguments: Any, returns: int = 1) -> Any:
