@@ -100,8 +100,13 @@ ls /shared/runs/over-ssh/checkpoints
 \$heliostat cluster down /tmp/on-premises.yaml --yes
 # The head's Ray is stopped; that of the others ends when it has missed the head for a minute.
 for address in 10.0.0.10 10.0.0.11 10.0.0.12; do
-    timeout 180 bash -c "while ssh -o StrictHostKeyChecking=no -o LogLevel=ERROR root@\$address pgrep -f 'raylet/raylet|gcs_server' > /dev/null; do sleep 3; done" ||
-        { echo "Ray still works on \$address"; exit 1; }
+    for attempt in \$(seq 60); do
+        found=0  # pgrep says 0 where there are some, 1 where there are none; anything else is no answer
+        ssh -o StrictHostKeyChecking=no -o LogLevel=ERROR root@\$address "pgrep 'raylet|gcs'" || found=\$?
+        [[ \$found == 0 ]] || break
+        sleep 3
+    done
+    [[ \$found == 1 ]] || { echo "whether Ray has ended on \$address: pgrep says \$found"; exit 1; }
 done
 END
 chroot "$site/desk/root" bash /tmp/work.sh && echo "ray up, submit and ray down: all of it worked" || {
