@@ -28,6 +28,7 @@ from heliostat.cli import (
     validate,
 )
 from heliostat.errors import InputError, PartLost, RunError
+from heliostat.training.allocation import keep_freed_memory
 
 app = typer.Typer(
     name="heliostat",
@@ -64,6 +65,7 @@ def main() -> None:
     Exit codes: 0 done, 1 the run failed, 2 the input was wrong, 75 a part of it was lost and it can go on (EX_TEMPFAIL
     of sysexits.h), 130 interrupted.
     """
+    keep_freed_memory()  # this process trains, with --local, or evaluates
     try:
         app()
     except InputError as error:

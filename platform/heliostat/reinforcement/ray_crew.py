@@ -14,6 +14,7 @@ from ray.util import get_current_placement_group
 
 from heliostat.errors import InputError
 from heliostat.reinforcement.crew import Member, MemberLost, Resources, Role
+from heliostat.training.allocation import keep_freed_memory
 
 _GRACE_SECONDS = 1.0
 """A death may be known by its consequences a moment before it is known itself."""
@@ -27,6 +28,7 @@ class _Post:
         import torch
 
         self._name, self._threads = name, threads
+        keep_freed_memory()
         # Ray calls this in another thread than the methods. Had that one several threads of OpenMP too, there would be
         # more than cores, so that GNU's OpenMP would let threads sleep between operations: an update would take a
         # third longer.

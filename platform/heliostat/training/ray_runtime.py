@@ -29,6 +29,7 @@ from heliostat.data.samples import Samples
 from heliostat.data.sharing import Shared, share
 from heliostat.errors import InputError, PartLost, RunError
 from heliostat.training import ray_cluster
+from heliostat.training.allocation import keep_freed_memory
 from heliostat.training.datasets import Datasets
 from heliostat.training.loop import TrainingLoop
 from heliostat.training.monitor import EndStatus, Monitor, Outcome, Progress, Snapshot
@@ -97,6 +98,7 @@ class _TellFailures(UserCallback):
 
 def _work(config: dict[str, Any]) -> None:
     """What each worker runs."""
+    keep_freed_memory()
     runtime = RayRuntime(config["monitor"])
     shared: Shared[Samples] = config["train"]
     held_out: Shared[Samples] | None = config["test"]
