@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from heliostat_algorithms.algorithm import OneOf
-from heliostat_algorithms.reinforcement.losses import categorical_divergence, huber, projected, quantile_huber
+from heliostat_algorithms.reinforcement.losses import categorical_divergence, projected, quantile_huber
 
 
 class Distribution(ABC):
@@ -61,8 +62,11 @@ class Scalar(Distribution):
         return output.squeeze(-1)
 
     def losses(self, output: Tensor, following: Tensor, reward: Tensor, bootstrap: Tensor) -> tuple[Tensor, Tensor]:
-        error = torch.addcmul(reward, bootstrap, following.squeeze(-1)) - output.squeeze(-1)
-        return huber(error, self.delta if self.loss == "huber" else math.inf), error.detach().abs()
+        q, target = output.squeeze(-1), torch.addcmul(reward, bootstrap, following.squeeze(-1))
+        priority = (target - q.detach()).abs_()
+        if self.loss == "mse":
+            return 0.5 * (target - q).square(), priority
+        return F.huber_loss(q, target, reduction="none", delta=self.delta), priority
 
 
 @dataclass(frozen=True, kw_only=True)

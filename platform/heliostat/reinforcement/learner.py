@@ -111,8 +111,7 @@ class Learner:
         began = time.perf_counter()
         prioritized = self._job.algorithm.prioritization is not None
         beta = self._job.algorithm.importance.at(progress)
-        names: list[str] = []
-        told: list[Tensor] = []  # of each update the loss, and the metrics
+        told: dict[str, list[Tensor]] = {"loss": []}
         feedback: list[list[Feedback]] = [[] for _ in sampled]
         starts = [0] * len(sampled)
         for number in range(count):
@@ -134,8 +133,9 @@ class Learner:
                 chance = np.minimum(np.concatenate(chances), 1.0)
                 weight = importance_weights(chance, max(1, shares.items), beta)[mine.start : mine.stop]
             made = self._advance(first + number, batch.rows(mine), weight, mine)
-            names = list(made.metrics)
-            told += [made.loss.detach(), *made.metrics.values()]
+            told["loss"].append(made.loss.detach())
+            for name, metric in made.metrics.items():
+                told.setdefault(name, []).append(metric)
             if prioritized:
                 priorities = made.priority.double().cpu().numpy()
                 owner = np.repeat(shards, [len(part) for part in parts])[mine.start : mine.stop]
@@ -144,11 +144,11 @@ class Learner:
                     if len(chosen):
                         here = chosen + mine.start
                         feedback[shard].append((batch.slot[here], batch.generation[here], priorities[chosen]))
-        values = torch.stack(told).double().cpu().numpy().reshape(count, -1)
-        bad = np.flatnonzero(~np.isfinite(values[:, 0]))
+        values = {name: torch.stack(tensors).double().cpu().numpy() for name, tensors in told.items()}
+        bad = np.flatnonzero(~np.isfinite(values["loss"]))
         report = LearnerReport(
             updates=count,
-            metrics=dict(zip(["loss", *names], values.mean(axis=0).tolist(), strict=True)),
+            metrics={name: float(array.mean()) for name, array in values.items()},
             age=float(np.concatenate([given.batch.age for given in sampled if given.batch is not None]).mean()),
             seconds=time.perf_counter() - began,
             diverged=first + int(bad[0]) if len(bad) else None,
