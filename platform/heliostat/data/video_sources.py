@@ -81,6 +81,7 @@ class Atari(Cached):
 
         def record() -> dict[str, Any]:
             from heliostat.data.atari import Shape, record_games
+            from heliostat.data.freeway import record_traffic
             from heliostat.data.pong import record_directions
             from heliostat.data.riverraid import record_speeds
 
@@ -90,6 +91,8 @@ class Atari(Cached):
                     pixels, labels = record_directions(self.split, videos, shape, progress)
                 case "river-speed":
                     pixels, labels = record_speeds(self.split, videos, shape, progress)
+                case "traffic-speed":
+                    pixels, labels = record_traffic(self.split, videos, shape, progress)
                 case _:
                     pixels, labels = record_games(self.played, self.split, videos, shape, progress)
             return {"frames": pixels, "labels": labels}
@@ -127,7 +130,7 @@ class AtariFrames(Atari):
         )
 
 
-_MOTIONS = {"ball-direction": "pong", "river-speed": "riverraid"}
+_MOTIONS = {"ball-direction": "pong", "river-speed": "riverraid", "traffic-speed": "freeway"}
 """Labels of motion, and the game that has them."""
 
 
@@ -143,10 +146,11 @@ class AtariClips(Atari):
     """Frames of each video, at least those that a clip spans. Null: exactly those, so that each video is one clip."""
     frame_skip: int = Field(default=2, ge=1)
     """Frames of the emulator, which makes 60 a second, from one frame of a video to the next."""
-    label: Literal["game", "ball-direction", "river-speed"] = "game"
+    label: Literal["game", "ball-direction", "river-speed", "traffic-speed"] = "game"
     """``ball-direction``: the ball of Pong flies left-up, left-down, right-up or right-down, without a bounce, and
     where it is in a frame does not tell which. ``river-speed``: the plane of River Raid flies slowly, cruises or flies
-    fast, over the same stretches of river."""
+    fast, over the same stretches of river. ``traffic-speed``: all cars of Freeway are slow, medium or fast, and are
+    anywhere."""
 
     @property
     def _length(self) -> int:
@@ -176,10 +180,13 @@ class AtariClips(Atari):
         return problems
 
     def load(self, progress: Progress | None = None) -> VideoData:
-        from heliostat.data.pong import DIRECTIONS
-        from heliostat.data.riverraid import SPEEDS
+        from heliostat.data import freeway, pong, riverraid
 
-        classes = {"ball-direction": tuple(DIRECTIONS), "river-speed": tuple(SPEEDS)}
+        classes = {
+            "ball-direction": tuple(pong.DIRECTIONS),
+            "river-speed": tuple(riverraid.SPEEDS),
+            "traffic-speed": tuple(freeway.SPEEDS),
+        }
         found = self._recorded(
             videos=self.videos,
             frames=self._length,
