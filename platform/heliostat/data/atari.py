@@ -9,9 +9,9 @@ and everybody who records has the same pixels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,8 @@ _FRUITLESS_MATCHES = 50
 """Matches in a row without a video after which a game is taken for one that cannot be recorded."""
 _REPEATS = 200
 """Videos of the other split in a row after which a game is taken for one that shows little."""
+
+Motion = TypeVar("Motion")
 
 Screens = list[npt.NDArray[np.uint8]]
 """Pictures as the emulator gives them: (210, 160, 3), or (210, 160) in grey."""
@@ -228,6 +230,37 @@ def record_game(game: str, split: str, shape: Shape) -> Iterator[Screens]:
         f"{game} cannot be recorded: {_FRUITLESS_MATCHES} matches in a row ended before {shape.span} frames of random "
         "play; take shorter videos"
     )
+
+
+def record_motions(
+    game: str,
+    key: str,
+    videos: int,
+    shape: Shape,
+    motions: Sequence[Motion],
+    watch: Callable[[Motion], Screens | None],
+    progress: Progress | None = None,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Videos (videos, frames, C, H, W) in which something moves in one of several ways, and which one (videos,), all
+    equally often.
+
+    Args:
+        key: of the draws that decide the order.
+        motions: what ``watch`` is given.
+        watch: makes a video; None where that failed, and it is asked again.
+    """
+    from heliostat_algorithms.randomness import permutation
+
+    # Not one after the other in turn: what is seen beside the motion depends on the video before.
+    frames, labels = shape.empty(videos), permutation(f"{key}:order", videos).numpy() % len(motions)
+    for video, motion in enumerate(labels.tolist()):
+        screens = None
+        while screens is None:
+            screens = watch(motions[motion])
+        frames[video] = shape.resized(screens)
+        if progress is not None:
+            progress(f"recording {game}", video + 1, videos)
+    return frames, labels
 
 
 def _watch(emulator: Emulator, player: Player, gap: int, shape: Shape) -> Screens | None:

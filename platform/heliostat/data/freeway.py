@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from heliostat.data.atari import Dice, Emulator, RandomPlayer, Screens, Shape
+from heliostat.data.atari import Dice, Emulator, RandomPlayer, Screens, Shape, record_motions
 from heliostat.data.samples import Progress
 from heliostat.errors import InputError
 
@@ -43,25 +43,9 @@ def record_traffic(
     Raises:
         InputError: no match is as long as these videos.
     """
-    from heliostat_algorithms.randomness import permutation
-
     key = f"heliostat:atari:freeway-traffic:{split}"
     road = _Road(key, shape)
-    # Not one after the other in turn: where the hen is depends on the video before.
-    frames, labels = shape.empty(videos), permutation(f"{key}:order", videos).numpy() % len(SPEEDS)
-    speeds = tuple(SPEEDS.values())
-    for video, speed in enumerate(labels.tolist()):
-        attempts = (road.watch(speeds[speed]) for _ in range(_FRUITLESS))
-        screens = next((seen for seen in attempts if seen is not None), None)
-        if screens is None:
-            raise InputError(
-                f"freeway cannot be recorded: {_FRUITLESS} times in a row the match ended, or its traffic changed, "
-                f"within {shape.span} frames of play; take shorter videos"
-            )
-        frames[video] = shape.resized(screens)
-        if progress is not None:
-            progress("recording freeway", video + 1, videos)
-    return frames, labels
+    return record_motions("freeway", key, videos, shape, tuple(SPEEDS.values()), road.watch, progress)
 
 
 class _Road:
@@ -71,10 +55,21 @@ class _Road:
         self._emulator, self._shape = Emulator("freeway", shape.channels), shape
         self._dice = Dice(key)
         self._player = RandomPlayer(self._dice)
+        self._failed = 0
         self._emulator.restart()
 
     def watch(self, speed: int) -> Screens | None:
         """Set the traffic and watch it; None where the match ends, or the console changes the traffic."""
+        screens = self._watched(speed)
+        self._failed = 0 if screens is not None else self._failed + 1
+        if self._failed == _FRUITLESS:
+            raise InputError(
+                f"freeway cannot be recorded: {_FRUITLESS} times in a row the match ended, or its traffic changed, "
+                f"within {self._shape.span} frames of play; take shorter videos"
+            )
+        return screens
+
+    def _watched(self, speed: int) -> Screens | None:
         for _ in range(self._dice.integer(*_GAP)):
             self._play()
         cars = [(speed << 4) | KINDS[self._dice.integer(0, len(KINDS) - 1)] for _ in range(LANES)]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from heliostat.data.atari import Dice, Emulator, RandomPlayer, Screens, Shape
+from heliostat.data.atari import Dice, Emulator, RandomPlayer, Screens, Shape, record_motions
 from heliostat.data.samples import Progress
 from heliostat.data.videos import span
 from heliostat.errors import InputError
@@ -86,22 +86,14 @@ def record_directions(
         InputError: no flight is as long as these videos.
     """
     check_flight(shape.frames, shape.frame_skip)
-    from heliostat_algorithms.randomness import permutation
-
     key = f"heliostat:atari:pong-directions:{split}"
     match = _Match(key, shape)
-    # Not one after the other in turn: where the paddles are depends on the video before.
-    frames, labels = shape.empty(videos), permutation(f"{key}:order", videos).numpy() % len(DIRECTIONS)
-    motions = tuple(DIRECTIONS.values())
-    for video, direction in enumerate(labels.tolist()):
-        screens = None
-        while screens is None:
-            match.go_on()
-            screens = match.flight(*motions[direction])
-        frames[video] = shape.resized(screens)
-        if progress is not None:
-            progress("recording pong", video + 1, videos)
-    return frames, labels
+
+    def watch(motion: tuple[int, int]) -> Screens | None:
+        match.go_on()
+        return match.flight(*motion)
+
+    return record_motions("pong", key, videos, shape, tuple(DIRECTIONS.values()), watch, progress)
 
 
 class _Match:

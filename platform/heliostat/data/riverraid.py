@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from heliostat.data.atari import Dice, Emulator, Screens, Shape
+from heliostat.data.atari import Dice, Emulator, Screens, Shape, record_motions
 from heliostat.data.samples import Progress
 
 SPEEDS = {"slow": (-1, 64), "cruise": (0, 128), "fast": (1, 254)}
@@ -65,21 +65,11 @@ def record_speeds(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Videos (videos, frames, C, H, W) in which the plane is not lost, and (videos,) its speed, all three equally
     often."""
-    from heliostat_algorithms.randomness import permutation
-
     key = f"heliostat:atari:riverraid-speeds:{split}"
     flight = _Flight(key, shape)
-    # Not one after the other in turn: how far the river has been flown depends on the video before.
-    frames, labels = shape.empty(videos), permutation(f"{key}:order", videos).numpy() % len(SPEEDS)
-    speeds = tuple(SPEEDS.values())
-    for video, speed in enumerate(labels.tolist()):
-        screens = None
-        while screens is None:
-            screens = flight.stretch(*speeds[speed])
-        frames[video] = shape.resized(screens)
-        if progress is not None:
-            progress("recording riverraid", video + 1, videos)
-    return frames, labels
+    return record_motions(
+        "riverraid", key, videos, shape, tuple(SPEEDS.values()), lambda speed: flight.stretch(*speed), progress
+    )
 
 
 class _Flight:
