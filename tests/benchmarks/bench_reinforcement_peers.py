@@ -11,9 +11,10 @@ to a step without repeated actions, on two CPU cores. What differs is what each 
 
 Each plays once as its users do, with the Atari wrappers that it ships (Python and OpenCV), and once with ale-py's own
 vectorised preprocessing, one lane, which is what we play with: the latter leaves only what the libraries themselves
-cost. In training both may use one thread of torch or two, whichever is faster here; our learner has two, since our
-rollout actor, which has one, waits most of the time. All take turns of some seconds within one overlapped run of ours,
-whose coordinator waits while the others have theirs. All ratios are medians over turns.
+cost. RLlib has one lane unless told; acting is measured with as many as ours, too. In training both may use one thread
+of torch or two, whichever is faster here; our learner has two, since our rollout actor, which has one, waits most of
+the time. All take turns of some seconds within one overlapped run of ours, whose coordinator waits while the others
+have theirs. All ratios are medians over turns.
 """
 
 from __future__ import annotations
@@ -58,9 +59,16 @@ evaluation: {episodes: 1, max_steps: 1}
 """
 BATCH, TRAIN_EVERY, MINIMUM, CAPACITY = 32, 4, 500, 5_000
 LANES = 8
+"""Of ours in training."""
+ACTING_LANES = 32
+"""Of ours where nothing but playing is timed."""
 OWN, SAME = "its own Atari wrappers", "our emulator"
 ENVIRONMENTS = (OWN, SAME)
 """What a peer plays: see above."""
+SETTLED_UPDATES = 1500
+"""Before the first turn in training, ours and Stable-Baselines3's. By then the moments of weights that get no gradients
+are so small that processors are slow with them, as for the rest of a run. RLlib, which would take minutes for as many,
+has its turns without."""
 SETTLING_SECONDS = 1.0
 """How long our run goes on after a wait before its turn is timed, so that nothing made while it waited is counted."""
 
@@ -73,13 +81,19 @@ def rows(quick: bool = False) -> list[dict[str, Any]]:
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     os.sched_setaffinity(0, sorted(cores)[:2])  # actors inherit it
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file by name
-    # Five by name, since RLlib's actor waits while ours work and the other way round.
-    ray.init(num_cpus=5, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    # Seven by name, since RLlib's actors wait while ours work and the other way round.
+    ray.init(num_cpus=7, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     peers = {name: Rllib(name) for name in ENVIRONMENTS}
+    wide = {name: Rllib(name, ACTING_LANES) for name in ENVIRONMENTS}
     try:
         rounds = 2 if quick else 9
-        measured = [_acting(name, rllib, rounds) for name, rllib in peers.items()] + [_acting_in_process(rounds)]
-        return measured + _training(peers, turns=1 if quick else 4, seconds=3 if quick else 6)
+        measured = [_acting(name, rllib, rounds) for group in (peers, wide) for name, rllib in group.items()]
+        measured.append(_acting_in_process(rounds))
+        for rllib in wide.values():
+            rllib.close()
+        if quick:
+            return measured + _training(peers, turns=1, seconds=3, settled=0)
+        return measured + _training(peers, turns=4, seconds=6, settled=SETTLED_UPDATES)
     finally:
         for rllib in peers.values():
             rllib.close()
@@ -194,14 +208,19 @@ def _rllib(lanes: int, runners: int, environment: str) -> Any:
 
 
 class Rllib:
-    """RLlib's DQN, which plays and trains in turns."""
+    """RLlib's DQN, which plays and trains in turns; with several lanes it plays alone."""
 
-    def __init__(self, environment: str) -> None:
-        self._algorithm = _rllib(lanes=1, runners=1, environment=environment).build_algo()
+    def __init__(self, environment: str, lanes: int = 1) -> None:
+        self.lanes = lanes
+        config = _rllib(lanes=lanes, runners=1, environment=environment)
+        if lanes > 1:  # which are too quick to be timed before they are to train
+            config.training(num_steps_sampled_before_learning_starts=1_000_000)
+        self._algorithm = config.build_algo()
         self._played = 0.0
 
     def play(self) -> float:
-        """One of its iterations, of about 40 steps; how many. Until ``MINIMUM`` are played, it does not train."""
+        """One of its iterations, of about 40 steps or 4 of each lane; how many. Until ``MINIMUM`` are played, it does
+        not train."""
         before = self._played
         self._played = float(self._algorithm.train()["env_runners"]["num_env_steps_sampled_lifetime"])
         return self._played - before
@@ -224,8 +243,8 @@ class Rllib:
         self._algorithm.stop()
 
 
-def _job() -> ReinforcementJob:
-    job = parse_any(JOB, "bench.yaml")
+def _job(lanes: int = LANES) -> ReinforcementJob:
+    job = parse_any(JOB, "bench.yaml", [f"rollout.environments={lanes}"])
     assert isinstance(job, ReinforcementJob)
     return job
 
@@ -250,13 +269,13 @@ def _acting(environment: str, rllib: Rllib, rounds: int) -> dict[str, Any]:
                     theirs.append(their_steps / (time.perf_counter() - middle))
         finally:
             crew.close()
-    label = "acting on Pong, one rollout actor (ours with 8 lanes), and storing; RLlib's DQN before it trains, 1 lane,"
-    return _row(f"{label} {environment}", "steps/s", ours, theirs)
+    label = f"acting on Pong, one rollout actor, {ACTING_LANES} lanes, and storing; RLlib's DQN before it trains,"
+    return _row(f"{label} lanes: {rllib.lanes}, {environment}", "steps/s", ours, theirs)
 
 
 def _play_over_ray(crew: RayCrew, folder: str) -> Callable[[], int]:
     """A rollout actor and a shard; playing goes on while the shard stores."""
-    job, player, shard, lanes = _job(), Member("rollout", 0, 0), Member("shard", 0, 0), range(LANES)
+    job, player, shard, lanes = _job(ACTING_LANES), Member("rollout", 0, 0), Member("shard", 0, 0), range(ACTING_LANES)
     spec = job.environment.spec()
     crew.hire(player, partial(RolloutWorker, job, spec, lanes), Resources(cpus=1))
     crew.hire(shard, partial(ReplayShard, job, spec, 0, Storage(folder)), Resources(cpus=0))
@@ -304,7 +323,7 @@ def _acting_in_process(rounds: int) -> dict[str, Any]:
 class StableBaselines:
     """Stable-Baselines3's DQN, trained for some seconds at a time."""
 
-    def __init__(self, environment: str) -> None:
+    def __init__(self, environment: str, settled: int) -> None:
         from stable_baselines3 import DQN
 
         self._model = DQN(
@@ -321,7 +340,7 @@ class StableBaselines:
             exploration_final_eps=1.0,
             device="cpu",
         )
-        self._learn(MINIMUM + 20)
+        self._learn(MINIMUM + 20 + settled * TRAIN_EVERY)
 
     def _learn(self, steps: int) -> None:
         self._model.learn(steps, log_interval=None, reset_num_timesteps=False)
@@ -342,13 +361,14 @@ class Turns(SilentRuntime):
         peers: a turn of each of the others, of so many seconds, which gives the transitions trained per second.
         turns: how many.
         seconds: length of a turn.
+        settled: updates of our run before its first turn.
     """
 
     session: Session
 
-    def __init__(self, peers: dict[str, Callable[[float], float]], turns: int, seconds: float) -> None:
+    def __init__(self, peers: dict[str, Callable[[float], float]], turns: int, seconds: float, settled: int) -> None:
         super().__init__(torch.device("cpu"))
-        self._peers, self._turns, self._seconds = peers, turns, seconds
+        self._peers, self._turns, self._seconds, self._settled = peers, turns, seconds, settled
         self._threads = {name: [1, 2] for name in peers}
         self.rates: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
         self._resumed: float | None = None
@@ -358,7 +378,7 @@ class Turns(SilentRuntime):
         """True after the last turn."""
         now, updates = time.perf_counter(), self.session.updates
         if self._mark is None:
-            if updates and self._resumed is None:
+            if updates > self._settled and self._resumed is None:
                 self._resumed = now
             if self._resumed is not None and now - self._resumed >= SETTLING_SECONDS:
                 self._mark = (now, updates)
@@ -382,11 +402,11 @@ class Turns(SilentRuntime):
         return found[best]
 
 
-def _training(rllib: Mapping[str, Rllib], turns: int, seconds: float) -> list[dict[str, Any]]:
+def _training(rllib: Mapping[str, Rllib], turns: int, seconds: float, settled: int) -> list[dict[str, Any]]:
     job, crew = _job(), RayCrew()
     peers = {f"RLlib, {name}": peer.turn for name, peer in rllib.items()}
-    peers |= {f"Stable-Baselines3, {name}": StableBaselines(name).turn for name in ENVIRONMENTS}
-    runtime = Turns(peers, turns, seconds)
+    peers |= {f"Stable-Baselines3, {name}": StableBaselines(name, settled).turn for name in ENVIRONMENTS}
+    runtime = Turns(peers, turns, seconds, settled)
     try:
         with tempfile.TemporaryDirectory() as folder:
             runtime.session = Session(job, job.environment.spec(), RunFolder(folder), runtime, crew)

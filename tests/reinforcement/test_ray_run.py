@@ -113,6 +113,9 @@ class Plain:
     def threads(self):
         return self.made_with, torch.get_num_threads()
 
+    def denormals(self):
+        return int((torch.full((1_000_000,), 1e-30) * 1e-10).count_nonzero())
+
     def fail(self, message):
         raise ValueError("first line\\\\n" + message)
 
@@ -393,6 +396,17 @@ def test_an_actor_computes_with_its_threads_and_is_made_with_one(helpers: Any) -
     crew.hire(learner, helpers.Plain, Resources(cpus=3.5))
     try:
         assert [crew.get(crew.ask(learner, "threads")) for _ in range(2)] == [(1, 3)] * 2
+    finally:
+        crew.close()
+
+
+def test_numbers_too_small_for_a_processor_are_zero_in_an_actor(helpers: Any) -> None:
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot flush denormals")
+    crew, learner = RayCrew(), Member("learner", 0, 0)
+    crew.hire(learner, helpers.Plain, Resources(cpus=2))
+    try:
+        assert crew.get(crew.ask(learner, "denormals")) == 0
     finally:
         crew.close()
 

@@ -29,6 +29,7 @@ from heliostat.training.conduct import (
     secrets_in,
     settled_tracking,
 )
+from heliostat.training.denormals import flushed_denormals
 from heliostat.training.monitor import Monitor, Outcome
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import LocalRuntime
@@ -109,6 +110,7 @@ def resolved(job: ReinforcementJob) -> ReinforcementJob:
     return job.model_copy(update={"tracking": settled_tracking(job.tracking)})
 
 
+@flushed_denormals()
 def start(job: ReinforcementJob, watcher: Watcher, name: str | None = None) -> Finished:
     """Start a new run.
 
@@ -128,6 +130,7 @@ def start(job: ReinforcementJob, watcher: Watcher, name: str | None = None) -> F
     return _conduct(job, folder, watcher)
 
 
+@flushed_denormals()
 def resume(folder: RunFolder, job: ReinforcementJob, watcher: Watcher) -> Finished:
     """Continue a run from its newest checkpoint."""
     require(check(job))

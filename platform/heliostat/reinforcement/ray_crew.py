@@ -15,6 +15,7 @@ from ray.util import get_current_placement_group
 from heliostat.errors import InputError
 from heliostat.reinforcement.crew import Member, MemberLost, Resources, Role
 from heliostat.training.allocation import keep_freed_memory
+from heliostat.training.denormals import flush_denormals
 
 _GRACE_SECONDS = 1.0
 """A death may be known by its consequences a moment before it is known itself."""
@@ -43,6 +44,7 @@ class _Post:
         if not self._ready:
             import torch
 
+            flush_denormals()  # in the thread that computes, before it has others help
             torch.set_num_threads(self._threads)
             self._ready = True
         return getattr(self._object, method)(*arguments)

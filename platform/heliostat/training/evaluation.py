@@ -18,6 +18,7 @@ from heliostat.config.registry import ALGORITHMS
 from heliostat.data.loader import Loader, sequential
 from heliostat.data.samples import PictureSamples, Samples, fraction_of
 from heliostat.errors import InputError, Problem, RunError
+from heliostat.training.denormals import flushed_denormals
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import Runtime
 from heliostat.training.state import build_algorithm
@@ -303,6 +304,7 @@ def check_evaluators(job: Job, train: Samples) -> list[Problem]:
     return problems
 
 
+@flushed_denormals()
 def evaluate_checkpoint(
     job: Job,
     data: tuple[Samples, Samples | None],

@@ -32,6 +32,7 @@ from heliostat.training.conduct import (
     stop_signals,
 )
 from heliostat.training.datasets import Datasets, check_against_data, check_alike
+from heliostat.training.denormals import flushed_denormals
 from heliostat.training.evaluation import check_evaluators
 from heliostat.training.loop import TrainingLoop
 from heliostat.training.monitor import Monitor, Outcome
@@ -170,6 +171,7 @@ def check_algorithm(job: Job, data: Datasets) -> None:
         begin_from(state, find_origin(job.begin, job.output), "cpu")
 
 
+@flushed_denormals()
 def start(job: Job, watcher: Watcher, name: str | None = None, *, profile: bool = False) -> Finished:
     """Start a new run; ``profile``: also measure where the time of its steps goes.
 
@@ -192,6 +194,7 @@ def start(job: Job, watcher: Watcher, name: str | None = None, *, profile: bool 
     return _work(job, data, folder, watcher, profile=profile)
 
 
+@flushed_denormals()
 def resume(folder: RunFolder, job: Job, watcher: Watcher) -> Finished:
     """Continue a run from its newest checkpoint; ``job`` is the run's own, with changes that leave its trajectory
     alone."""

@@ -31,6 +31,7 @@ from heliostat.errors import InputError, PartLost, RunError
 from heliostat.training import ray_cluster
 from heliostat.training.allocation import keep_freed_memory
 from heliostat.training.datasets import Datasets
+from heliostat.training.denormals import flush_denormals
 from heliostat.training.loop import TrainingLoop
 from heliostat.training.monitor import EndStatus, Monitor, Outcome, Progress, Snapshot
 from heliostat.training.run_folder import RunFolder
@@ -99,6 +100,7 @@ class _TellFailures(UserCallback):
 def _work(config: dict[str, Any]) -> None:
     """What each worker runs."""
     keep_freed_memory()
+    flush_denormals()
     runtime = RayRuntime(config["monitor"])
     shared: Shared[Samples] = config["train"]
     held_out: Shared[Samples] | None = config["test"]

@@ -11,6 +11,7 @@ import torch
 
 from heliostat.errors import InputError, Problem
 from heliostat.training import launch
+from heliostat.training.denormals import flushed_denormals
 from heliostat.training.loop import TrainingLoop
 from heliostat.training.run_folder import RunFolder
 from heliostat.training.runtime import SilentRuntime
@@ -46,6 +47,7 @@ class StepReport:
         return dataclasses.asdict(self)
 
 
+@flushed_denormals()
 def replay_step(folder: RunFolder, step: int) -> StepReport:
     """Make a step again from the newest checkpoint at or before it.
 

@@ -21,6 +21,7 @@ from heliostat.reinforcement import launch as agents
 from heliostat.training import launch
 from heliostat.training.conduct import Watcher, conduct
 from heliostat.training.datasets import Datasets
+from heliostat.training.denormals import flushed_denormals
 from heliostat.training.monitor import Outcome, Snapshot
 from heliostat.training.run_folder import RunFolder
 from heliostat.tuning.inheritance import adopt
@@ -180,6 +181,7 @@ STOP_ALL = "the sweep was asked to stop"
 """What the board tells every trial then."""
 
 
+@flushed_denormals()
 def _attempt(order: Order, job: AnyJob, data: Datasets | None, folder: RunFolder, watcher: Watcher) -> Outcome:
     if not isinstance(job, Job):
         return conduct(job, agents.data_facts(job), folder, watcher, agents.work(job, order.pause_at)).outcome
