@@ -1,9 +1,9 @@
 """Numbers too small to be written the usual way, below 1.2e-38 in float32, count as zero while training.
 
-CPUs take some ten times as long for each operation with one. They come from averages that decay: behind a ReLU that no
+CPUs take far longer for each operation with one. They come from averages that decay: behind a ReLU that no
 sample of a batch passes, gradients are exactly zero, and Adam's first moments shrink by a tenth in each step until,
 after some 800, they are that small. In DQN on Pong a fifth of them is after 1,400 updates, in a CVAE on MNIST a third;
-Adam then takes a fifth more of each update. Nothing else changes: what such a moment moves a weight by is lost in
+an update of CartPole's network takes a fifth less without. Nothing else changes: what such a moment moves a weight by is lost in
 rounding.
 
 The processor keeps this setting for each thread, and a thread takes it over from the one that starts it. So it is made
