@@ -3,8 +3,8 @@
 CPUs take far longer for each operation with one. They come from averages that decay: behind a ReLU that no
 sample of a batch passes, gradients are exactly zero, and Adam's first moments shrink by a tenth in each step until,
 after some 800, they are that small. In DQN on Pong a fifth of them is after 1,400 updates, in a CVAE on MNIST a third;
-an update of CartPole's network takes a fifth less without. Nothing else changes: what such a moment moves a weight by is lost in
-rounding.
+an update of CartPole's network takes a fifth less without. Nothing else changes: what such a moment moves a weight by
+is lost in rounding.
 
 The processor keeps this setting for each thread, and a thread takes it over from the one that starts it. So it is made
 before anything is computed; threads of OpenMP that are there already go on as they were.
