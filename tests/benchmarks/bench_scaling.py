@@ -18,7 +18,7 @@ import torch
 
 from heliostat.data.images import ImageData
 from heliostat.data.loader import Loader
-from heliostat.tracking.location import prepare_store
+from heliostat.tracking.client import prepare_store
 from heliostat.tracking.tracker import Tracker
 from heliostat_algorithms.objectives import nt_xent as objective
 from heliostat_algorithms.randomness import Random

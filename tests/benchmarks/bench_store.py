@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from heliostat.tracking.location import prepare_store
+from heliostat.tracking.client import prepare_store
 
 RUNS, COMPARED = 10_000, 50
 PARAMETERS, METRICS = 60, 20

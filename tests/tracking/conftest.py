@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from heliostat.tracking.client import connect
-from heliostat.tracking.location import prepare_store, resolve_uri
+from heliostat.tracking.client import connect, prepare_store
+from heliostat.tracking.location import resolve_uri
 from heliostat.tracking.tracker import Tracker
 
 

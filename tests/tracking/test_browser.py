@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
+from heliostat.tracking.client import prepare_store
 from heliostat.tracking.comparison import compare
-from heliostat.tracking.location import prepare_store
 from heliostat.tracking.page import render
 from heliostat.tracking.run_record import PARENT_TAG, RunRecord
 from heliostat.tracking.sweeps import as_sweep

@@ -16,13 +16,14 @@ from rich.console import Console
 from heliostat.config.evaluators import EvaluatorConfig
 from heliostat.errors import InputError
 from heliostat.tracking import charts, display, metrics, terminal
+from heliostat.tracking.client import prepare_store
 from heliostat.tracking.comparison import Comparison, main_metrics
 from heliostat.tracking.comparison import compare as put_side_by_side
 from heliostat.tracking.conditions import parse_conditions
 from heliostat.tracking.export import to_json
 from heliostat.tracking.figures import draw_curves, draw_results
 from heliostat.tracking.grouping import single
-from heliostat.tracking.location import StoreError, prepare_store
+from heliostat.tracking.location import StoreError
 from heliostat.tracking.metrics import Cell, direction, number
 from heliostat.tracking.page import render
 from heliostat.tracking.records import RunRecord, list_runs, load_runs

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from heliostat.errors import InputError
+from heliostat.tracking.client import prepare_store
 from heliostat.tracking.conditions import parse_conditions
 from heliostat.tracking.database import Database
-from heliostat.tracking.location import prepare_store, sqlite_path
+from heliostat.tracking.location import sqlite_path
 from heliostat.tracking.records import list_runs, load_runs
 from heliostat.tracking.registry import register_model
 from heliostat.tracking.run_record import PARENT_TAG, RunRecord

@@ -16,7 +16,8 @@ import pytest
 
 from heliostat.errors import InputError
 from heliostat.tracking.backlog import Backlog
-from heliostat.tracking.location import StoreError, display_uri, prepare_store, resolve_uri, scrub
+from heliostat.tracking.client import prepare_store
+from heliostat.tracking.location import StoreError, display_uri, resolve_uri, scrub
 from heliostat.tracking.tracker import Tracker
 
 
@@ -79,6 +80,35 @@ def test_store_is_prepared_once_with_files_beside_it(store: SimpleNamespace) -> 
     assert location == (store.folder / "mlartifacts" / "tests").as_uri()
     with pytest.raises(InputError, match="name"):
         prepare_store(store.uri, "..")
+
+
+_FIRST_USE = """
+import sys
+import mlflow.store.tracking.sqlalchemy_store
+from heliostat.tracking.client import prepare_store
+print("ready", flush=True)
+sys.stdin.readline()
+print(prepare_store(sys.argv[1], "tests"))
+"""
+
+
+def test_two_runs_may_use_a_new_store_at_the_same_moment(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _FIRST_USE, f"sqlite:///{tmp_path}/mlflow.db"]
+    runs = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for run in runs:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+    for run in runs:
+        assert run.stdin is not None
+        run.stdin.write("go\n")
+        run.stdin.flush()
+    (one, error), (other, others_error) = (run.communicate(timeout=120) for run in runs)
+    assert one.strip(), error
+    assert other == one, others_error
+    assert not list(tmp_path.glob("*lock*"))
 
 
 def test_deleted_experiment_and_absent_server_are_told_apart(store: SimpleNamespace) -> None:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from heliostat.cli import compare, doctor, runs, ui
 from heliostat.errors import InputError
-from heliostat.tracking.location import prepare_store
+from heliostat.tracking.client import prepare_store
 
 Call = Callable[..., str]
 

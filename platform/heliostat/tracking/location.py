@@ -1,4 +1,4 @@
-"""Which store a run is tracked in, and its first use.
+"""Which store a run is tracked in.
 
 Ray workers change their working directory, so a relative address would mean another file on each of them; every address
 is made absolute once, where the user typed it.
@@ -9,14 +9,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from heliostat.errors import InputError, Problem, RunError
-from heliostat.tracking.client import connect
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 ENVIRONMENT_VARIABLE = "MLFLOW_TRACKING_URI"
 
@@ -24,10 +19,6 @@ _DATABASES = ("postgresql", "mysql", "mssql")
 _VALID = "Valid: sqlite:///path/to/mlflow.db, http(s)://host:port, and postgresql://, mysql:// or mssql:// addresses."
 _SECRET = re.compile(r"pass|token|secret|key|credential|signature|auth", re.IGNORECASE)
 _MASK = "***"
-
-
-_KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Makes MLflow's pages open with the views for training runs rather than those for language-model applications."""
 
 
 class StoreError(RunError):
@@ -134,56 +125,3 @@ def scrub(text: str, uri: str) -> str:
     for secret in filter(None, secrets):
         text = text.replace(secret, _MASK)
     return text
-
-
-def prepare_store(uri: str, experiment: str) -> str:
-    """Create the schema and the experiment where they do not exist; returns the experiment's id.
-
-    Call it once, in the driver: first uses that run at the same time race in MLflow.
-
-    Raises:
-        InputError: the experiment's name cannot be used, or the experiment was deleted.
-        StoreError: the store did not answer.
-    """
-    path = sqlite_path(uri)
-    try:
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        return ensure_experiment(connect(uri), uri, experiment)
-    except InputError:
-        raise
-    except Exception as error:
-        raise StoreError(
-            f"The tracking store {display_uri(uri)} does not answer: {scrub(str(error), uri)}. "
-            "Start it, or choose another with tracking.uri."
-        ) from error
-
-
-def ensure_experiment(client: MlflowClient, uri: str, experiment: str) -> str:
-    """The id of ``experiment``, created where it does not exist.
-
-    For SQLite its files go to ``mlartifacts/<experiment>`` beside the database; a server decides for itself.
-
-    Raises:
-        InputError: the name cannot be used, or the experiment was deleted.
-    """
-    from mlflow.exceptions import MlflowException
-
-    if not experiment.strip(".") or not experiment.isprintable():
-        raise InputError(f"The experiment's name {experiment!r} cannot be used; choose a word such as 'cifar10'.")
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        path = sqlite_path(uri)
-        files = None if path is None else (path.parent / "mlartifacts" / quote(experiment, safe=" ")).as_uri()
-        try:
-            return str(client.create_experiment(experiment, artifact_location=files, tags=_KIND))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            found = client.get_experiment_by_name(experiment)  # somebody else was faster
-    if found is None or found.lifecycle_stage != "active":
-        raise InputError(
-            f"The experiment '{experiment}' was deleted. Choose another name, or restore it with "
-            f"`mlflow experiments restore` in {display_uri(uri)}."
-        )
-    return str(found.experiment_id)

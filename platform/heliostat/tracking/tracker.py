@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 from heliostat.errors import InputError
 from heliostat.tracking.backlog import Backlog, Event
-from heliostat.tracking.client import connect
-from heliostat.tracking.location import display_uri, ensure_experiment, scrub
+from heliostat.tracking.client import connect, ensure_experiment
+from heliostat.tracking.location import display_uri, scrub
 from heliostat.tracking.sending import BATCH, BATCHED, VALUE_CHARACTERS, Sender
 
 _IDENTITY_TAG = "heliostat.identity"

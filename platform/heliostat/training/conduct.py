@@ -22,8 +22,9 @@ from heliostat.clusters import submitted
 from heliostat.config.job import Tracking
 from heliostat.config.loading import AnyJob, dump
 from heliostat.errors import InputError, Problem, RunError
+from heliostat.tracking.client import prepare_store
 from heliostat.tracking.figures import draw_results
-from heliostat.tracking.location import StoreError, display_uri, prepare_store, resolve_uri
+from heliostat.tracking.location import StoreError, display_uri, resolve_uri
 from heliostat.tracking.tracker import Tracker, TrackerStatus
 from heliostat.training.environment import describe
 from heliostat.training.monitor import EndStatus, Monitor, Outcome, Snapshot

@@ -14,7 +14,8 @@ from typing import Literal
 from heliostat.config.loading import dump
 from heliostat.config.sweep import PopulationBased
 from heliostat.errors import InputError, Problem, RunError
-from heliostat.tracking.location import display_uri, prepare_store, resolve_uri
+from heliostat.tracking.client import prepare_store
+from heliostat.tracking.location import display_uri, resolve_uri
 from heliostat.tracking.tracker import Tracker
 from heliostat.training.conduct import flatten
 from heliostat.training.monitor import EndStatus
