@@ -221,6 +221,20 @@ def test_the_order_of_frames_is_known_by_distances_alone() -> None:
     torch.testing.assert_close(unet(*back).flip(1), out)
 
 
+def test_as_initialised_attention_over_time_tells_frames_apart() -> None:
+    """Were all biases alike at first, frames in another order would give the same in that order."""
+    torch.manual_seed(0)
+    layer = TimeAttention(8, SMALL).double().requires_grad_(False)
+    layer.out.weight.copy_(torch.eye(8))
+    x = Random(0, 0, range(T)).normal("x", 8, 3, 3).double()
+    other = torch.tensor([1, 0, 3, 2])
+    change = layer(x[other], T, T) - layer(x, T, T)[other]
+    per_head = change.view(T, 2, 4, 3, 3).abs().amax(dim=(0, 2, 3, 4))
+    assert (per_head > 0.05).all()
+    layer.bias.zero_()
+    torch.testing.assert_close(layer(x[other], T, T), layer(x, T, T)[other])
+
+
 def test_as_initialised_it_predicts_nothing() -> None:
     unet = VideoUNet(SMALL, 2, None)
     z, level, _ = inputs(T, dtype=torch.float32)

@@ -149,7 +149,8 @@ class TimeAttention(nn.Module):
         self.heads, self.reach = width // config.head_width, config.reach
         self.norm = nn.GroupNorm(config.norm_groups, width)
         self.qkv = nn.Linear(width, 3 * width)
-        self.bias = nn.Parameter(torch.zeros(self.heads, 2 * config.reach + 1))
+        # Heads begin with frames of their own: from zero, each must first learn to tell frames apart.
+        self.bias = nn.Parameter(torch.randn(self.heads, 2 * config.reach + 1))
         self.out = _zero(nn.Linear(width, width))
 
     def forward(self, x: Tensor, frames: int, video: int) -> Tensor:
