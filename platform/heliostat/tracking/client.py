@@ -31,8 +31,8 @@ _ENVIRONMENT = {
 def connect(uri: str) -> MlflowClient:
     """A client of the store at ``uri``; a database is opened here, a server is not asked before the first question.
 
-    The first call in a process imports MLflow, which takes seconds. Environment variables that are already set win over
-    the settings made here.
+    The first call in a process imports MLflow, which takes seconds. One process at a time opens a database of a folder.
+    Environment variables that are already set win over the settings made here.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
