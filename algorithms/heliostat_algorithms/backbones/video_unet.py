@@ -149,7 +149,7 @@ class TimeAttention(nn.Module):
         self.heads, self.reach = width // config.head_width, config.reach
         self.norm = nn.GroupNorm(config.norm_groups, width)
         self.qkv = nn.Linear(width, 3 * width)
-        # Heads begin with frames of their own: from zero, each must first learn to tell frames apart.
+        # Each head begins with distances of its own: from zero, it must first learn that frames have an order.
         self.bias = nn.Parameter(torch.randn(self.heads, 2 * config.reach + 1))
         self.out = _zero(nn.Linear(width, width))
 
