@@ -23,6 +23,14 @@ OnWorkers: TypeAlias = Callable[..., Results]
 # processes that they start.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """What tests compute in their own process has one thread, as workers of one CPU have: the last digits depend on how
+    many there are, and networks as small as theirs are slower with several."""
+    torch.set_num_threads(1)
+
+
 SECONDS = 60
 """A worker that waits longer for the others has hung."""
 

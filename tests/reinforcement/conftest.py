@@ -36,12 +36,6 @@ tracking: {experiment: tests, every_steps: 50, system_metrics: false}
 """
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
-    """Networks this small are slower with several, and rounding may depend on how many."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def small_text() -> str:
     """The small job as a user would write it."""

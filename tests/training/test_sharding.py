@@ -82,9 +82,9 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert torch.equal(a, b) if isinstance(b, Tensor) else a == b, path
 
 
-def held(_: str) -> dict[str, Any]:
+def held(folder: str) -> dict[str, Any]:
     """How many numbers of the network, its gradients and the optimiser a worker holds after a step."""
-    training, _runtime = loop_of("unused/run", "resources.strategy=fsdp", "evaluation=[]")
+    training, _runtime = loop_of(folder, "resources.strategy=fsdp", "evaluation=[]")
     training.advance(0)
     parameters = list(training.state.algorithm.parameters())
     assert all(isinstance(p, DTensor) for p in parameters)
@@ -94,8 +94,8 @@ def held(_: str) -> dict[str, Any]:
     return {"own": own, "gradients": gradients, "moments": moments, "all": sum(p.numel() for p in parameters)}
 
 
-def test_each_worker_holds_its_share(on_workers: Any) -> None:
-    results = on_workers(held, 2, "")
+def test_each_worker_holds_its_share(on_workers: Any, tmp_path: Path) -> None:
+    results = on_workers(held, 2, str(tmp_path / "run"))
     total = results[0]["all"]
     assert sum(result["own"] for result in results) == total  # each number is somewhere, and once
     for result in results:

@@ -13,7 +13,6 @@ from typing import Any
 import psutil
 import pytest
 import ray
-import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -38,16 +37,6 @@ def cluster() -> Iterator[None]:
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2**28, _temp_dir=folder)
         yield
         ray.shutdown()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As trials of one CPU have: the last digits depend on how many there are, and what they compute here is compared
-    with trials."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass
