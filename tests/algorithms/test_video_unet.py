@@ -235,6 +235,16 @@ def test_as_initialised_attention_over_time_tells_frames_apart() -> None:
     torch.testing.assert_close(layer(x[other], T, T), layer(x, T, T)[other])
 
 
+@pytest.mark.parametrize(("heads", "own_distances"), [(1, [0]), (2, [-2, 2]), (4, [-3, -1, 1, 3])])
+def test_heads_begin_at_distances_of_their_own(heads: int, own_distances: list[int]) -> None:
+    layer = TimeAttention(8, replace(SMALL, head_width=8 // heads, reach=5))
+    distances = torch.arange(-5, 6)
+    assert layer.bias.shape == (heads, 11)
+    assert [int(distances[best]) for best in layer.bias.argmax(dim=1)] == own_distances
+    expected = torch.stack([-(distances - own).abs() for own in own_distances]).float()
+    torch.testing.assert_close(layer.bias.detach(), expected)
+
+
 def test_as_initialised_it_predicts_nothing() -> None:
     unet = VideoUNet(SMALL, 2, None)
     z, level, _ = inputs(T, dtype=torch.float32)

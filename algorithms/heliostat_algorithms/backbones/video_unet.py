@@ -19,6 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_SPREAD = (-4, 4)
+"""Frames, from the one that looks: between these lie the distances that heads prefer at first."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoUNetConfig:
@@ -149,8 +152,7 @@ class TimeAttention(nn.Module):
         self.heads, self.reach = width // config.head_width, config.reach
         self.norm = nn.GroupNorm(config.norm_groups, width)
         self.qkv = nn.Linear(width, 3 * width)
-        # Each head begins with distances of its own: from zero, it must first learn that frames have an order.
-        self.bias = nn.Parameter(torch.randn(self.heads, 2 * config.reach + 1))
+        self.bias = nn.Parameter(_looking_apart(self.heads, config.reach))
         self.out = _zero(nn.Linear(width, width))
 
     def forward(self, x: Tensor, frames: int, video: int) -> Tensor:
@@ -259,6 +261,18 @@ class VideoUNet(nn.Module):
             else:
                 x = part(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return cast("Tensor", self.last(F.silu(self.norm(x)))).view(z.shape)
+
+
+def _looking_apart(heads: int, reach: int) -> Tensor:
+    """(heads, 2 * reach + 1): the biases with which heads begin, for distances from -``reach`` to ``reach``.
+
+    From zero, heads would first have to learn that frames have an order. Here each prefers a distance of its own, and
+    each frame further from that costs 1, in a straight line as in ALiBi (Press, Smith and Lewis 2022, arXiv
+    2108.12409), whose heads all prefer the distance 0. The video paper says nothing of how biases begin.
+    """
+    low, high = _SPREAD
+    own = low + (high - low) * (torch.arange(heads) + 0.5) / heads
+    return -(torch.arange(-reach, reach + 1) - own.unsqueeze(1)).abs()
 
 
 def _zero(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
